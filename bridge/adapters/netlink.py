@@ -1,0 +1,158 @@
+"""Addresses, routes and rules of the session's netns, by rtnetlink (pyroute2).
+
+Theory of operation: routing decides every verdict (docs/design/001-spine.md, "Routing decides"). A verdict is an `ip rule`
+whose priority is its place in the user's list, so TCP, UDP and ICMP agree, `connect()` picks the right source address and
+the first match wins. Wiring is idempotent: rules and routes of ours that stand already are taken away first.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections.abc import Iterable, Sequence
+from ipaddress import ip_interface, ip_network
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from bridge.model.rules import Route, Verdict
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from bridge.errors import MissingCapability
+
+log = logging.getLogger(__name__)
+
+TABLE = 0x6D62
+MARK_SELF, MARK_REPLY = 0x6D620010, 0x6D620011
+PRIORITY_FIRST, PRIORITY_LAST = 100, 20200
+PRIORITY_NETWORKS, PRIORITY_NAMES, PRIORITY_CLUSTER = 20000, 20010, 20100
+
+_MAIN = 254
+_FR_ACT_TO_TBL, _FR_ACT_UNREACHABLE, _FR_ACT_PROHIBIT = 1, 7, 8
+_RTN_UNREACHABLE = 7
+_METRIC_BENEATH = 4096
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+_PROTOCOLS = {"tcp": 6, "udp": 17}
+
+
+class SessionRoutes:
+    """Wires routes and rules of the netns that this process is in. `async with` opens and closes the netlink socket only."""
+
+    def __init__(self) -> None:
+        self._ip: Any = None
+
+    async def __aenter__(self) -> Self:
+        self._ip = await AsyncIPRoute().__aenter__()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        await self._ip.__aexit__(kind, value, tb)
+
+    async def app_networks(self, tun: str) -> list[str]:
+        """Networks that the app's own devices are connected to, as CIDR; loopback, link-local and our tun left out."""
+        networks: list[str] = []
+        names = {link["index"]: link.get("ifname") async for link in await self._ip.link("dump")}
+        async for message in await self._ip.addr("dump"):
+            address = message.get("address") or message.get("local")
+            if address is None or names.get(message["index"]) in ("lo", tun):
+                continue
+            interface = ip_interface(f"{address}/{message['prefixlen']}")
+            if not interface.is_link_local:
+                networks.append(str(interface.network))
+        return networks
+
+    async def wire(self, tun: str, mtu: int, addresses: Sequence[str], app_networks: Iterable[str], routes: Iterable[Route]) -> None:
+        """Give the tun the target's `addresses` ("10.0.3.7/24"), send CLUSTER to it, and keep `routes`' verdicts."""
+        await self._clear()
+        found = list(await self._ip.link_lookup(ifname=tun))
+        index = found[0]
+        # the kernel's own router solicitations have no business in the target's network
+        _write(f"/proc/sys/net/ipv6/conf/{tun}/router_solicitations", "0")
+        await self._do("link", "set", index=index, state="up", mtu=mtu)
+        await self._do("link", "set", index=1, state="up")
+        await self._ip.flush_addr(index=index)
+        interfaces = [ip_interface(address) for address in addresses]
+        for interface in interfaces:
+            prefix = 32 if interface.version == 4 else 128
+            await self._do("addr", "add", index=index, address=str(interface.ip), prefixlen=prefix)
+        for family, version in zip(_FAMILIES, (4, 6), strict=True):
+            own = [str(interface.ip) for interface in interfaces if interface.version == version]
+            await self._table(family, index, own[0] if own else None)
+            await self._rule(family, PRIORITY_FIRST, fwmark=MARK_SELF, table=_MAIN)
+            await self._rule(family, PRIORITY_FIRST + 10, fwmark=MARK_REPLY, table=_MAIN)
+            await self._rule(family, PRIORITY_CLUSTER, table=TABLE)
+            await self._rule(family, PRIORITY_LAST, action=_FR_ACT_UNREACHABLE)
+        for network in app_networks:
+            await self.learn([Route(PRIORITY_NETWORKS, network, Verdict.DIRECT, None, None)])
+        await self.learn(routes)
+
+    async def learn(self, routes: Iterable[Route]) -> None:
+        """Add rules; one that stands already is left as it is."""
+        for route in routes:
+            await self._route_rule("add", route)
+
+    async def forget(self, routes: Iterable[Route]) -> None:
+        for route in routes:
+            await self._route_rule("del", route)
+
+    async def _route_rule(self, verb: str, route: Route) -> None:
+        network = ip_network(route.network, strict=False)
+        family = socket.AF_INET if network.version == 4 else socket.AF_INET6
+        fields: dict[str, Any] = {}
+        if network.prefixlen:
+            fields |= {"dst": str(network.network_address), "dst_len": network.prefixlen}
+        if route.protocol is not None:
+            fields["ip_proto"] = _PROTOCOLS[route.protocol]
+        if route.ports is not None:
+            fields["dport_range"] = f"{route.ports[0]}:{route.ports[1]}"
+        match route.verdict:
+            case Verdict.CLUSTER:
+                fields["table"] = TABLE
+            case Verdict.DIRECT:
+                fields["table"] = _MAIN
+            case Verdict.DENY:
+                fields["action"] = _FR_ACT_PROHIBIT
+        await self._rule(family, route.priority, verb=verb, **fields)
+
+    async def _table(self, family: int, index: int, source: str | None) -> None:
+        everywhere = {"family": family, "dst": "0.0.0.0" if family == socket.AF_INET else "::", "dst_len": 0, "table": TABLE}
+        if source is not None:
+            await self._do("route", "add", oif=index, prefsrc=source, priority=100, **everywhere)
+        await self._do("route", "add", type=_RTN_UNREACHABLE, priority=_METRIC_BENEATH, **everywhere)
+
+    async def _rule(self, family: int, priority: int, verb: str = "add", **fields: Any) -> None:
+        await self._do("rule", verb, family=family, priority=priority, **fields)
+
+    async def _do(self, what: str, verb: str, **fields: Any) -> None:
+        try:
+            await getattr(self._ip, what)(verb, **fields)
+        except NetlinkError as exc:
+            if exc.code == errno.EPERM:
+                raise MissingCapability("changing routes is not allowed", hint="the bridge needs NET_ADMIN") from exc
+            if verb == "add" and exc.code == errno.EEXIST:
+                return
+            if verb == "del" and exc.code in (errno.ENOENT, errno.ESRCH):
+                return
+            if fields.get("family") == socket.AF_INET6 and exc.code in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
+                log.debug("= no IPv6 in this kernel: %s %s left out", what, verb)
+                return
+            raise
+
+    async def _clear(self) -> None:
+        """Take away what an earlier bridge of this netns left."""
+        for family in _FAMILIES:
+            await self._ip.flush_routes(family=family, table=TABLE)
+            stale = [rule async for rule in await self._ip.rule("dump", family=family)]
+            for rule in stale:
+                priority = rule.get("priority") or 0
+                if PRIORITY_FIRST <= priority <= PRIORITY_LAST:
+                    await self._ip.rule("del", family=family, priority=priority)
+
+
+def _write(path: str, value: str) -> None:
+    try:
+        Path(path).write_text(value)
+    except OSError as exc:  # read-only /proc/sys in an unprivileged container: the reader of the tun skips such packets
+        log.debug("! %s: %s", path, exc)
