@@ -1,0 +1,158 @@
+"""Outgoing TCP: each CLUSTER flow of the app, from its held SYN to its end.
+
+Theory of operation: the kernel holds the first SYN (SynHolder) and tells its four addresses. The agent is asked to dial;
+its answer becomes the verdict, so that `connect()` in the app tells the truth. An accepted SYN is redirected to the bridge's
+listener, where it finds the open channel by the same four addresses, and the byte pump takes over.
+
+    SYN held ──dial──> opened ──accept──> arrived at the listener ──join──> both ends closed
+       │                  └─ not there within 2 s: the channel is closed
+       └─ refused: the errno · no answer: held until the app gives up (130 s at most)
+
+Where the kernel cannot hold, a connection arrives unannounced: it is accepted first, dialled then, and reset on failure.
+
+Limits: 16,384 flows being opened at once. While the link is down dials wait inside `link.open_flow`, so SYNs stay held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from bridge.engine.needs import Arrived, Channel, FlowRefused, Link
+from bridge.engine.relay import join
+from bridge.errors import LinkError
+from bridge.protocol.nfqueue import HeldSyn
+
+log = logging.getLogger(__name__)
+
+HOLD_S = 130.0  # longer than connect()'s own 127 s (tcp_syn_retries 6, tcp(7))
+ARRIVE_S = 2.0
+_MAX_OPENING = 16384
+
+Key = tuple[str, int, str, int]
+
+
+class SynHolder(Protocol):
+    """What ends a hold; each SYN gets exactly one of these."""
+
+    def accept(self, packet_id: int) -> None: ...
+    def refuse(self, packet_id: int, errno_name: str) -> None: ...
+    def drop(self, packet_id: int) -> None: ...
+
+
+@dataclass(slots=True)
+class _Opened:
+    channel: Channel
+    timer: asyncio.TimerHandle
+
+
+class Outgoing:
+    """Feed it held SYNs (`on_syn`) and accepted connections (`on_arrival`)."""
+
+    def __init__(
+        self,
+        link: Link,
+        group: asyncio.TaskGroup,
+        holder: SynHolder | None,
+        reset: Callable[[Arrived], None],
+        bypass: frozenset[tuple[str, int]] = frozenset(),
+    ) -> None:
+        self._link = link
+        self._group = group
+        self._holder = holder
+        self._reset = reset
+        self._bypass = bypass
+        self._opening: set[Key] = set()
+        self._opened: dict[Key, _Opened] = {}
+        self._loop = asyncio.get_running_loop()
+        self.flows = 0
+        self.opened_ever = 0
+
+    def on_syn(self, syn: HeldSyn) -> None:
+        """The kernel holds a SYN; its verdict comes when the agent has dialled."""
+        assert self._holder is not None
+        if (syn.address, syn.port) in self._bypass:  # DNS over TCP: another chain redirects it to the resolver
+            self._holder.accept(syn.packet_id)
+            return
+        key = (syn.app_addr, syn.app_port, syn.address, syn.port)
+        if key in self._opening or len(self._opening) >= _MAX_OPENING:  # sent again meanwhile, or too many: it comes again
+            self._holder.drop(syn.packet_id)
+            return
+        self._opening.add(key)
+        self._group.create_task(self._open_held(key, syn.packet_id), name="flow-dial")
+
+    def on_arrival(self, arrival: Arrived) -> None:
+        """A redirected connection reached the listener."""
+        key = (arrival.app_addr, arrival.app_port, arrival.address, arrival.port)
+        opened = self._opened.pop(key, None)
+        if opened is not None:
+            opened.timer.cancel()
+            self._join(key, arrival, opened.channel)
+        elif self._holder is None and len(self._opening) < _MAX_OPENING:
+            self._opening.add(key)
+            self._group.create_task(self._open_unheld(key, arrival), name="flow-dial")
+        else:
+            self._reset(arrival)  # nobody's SYN was held for it
+
+    async def _open_held(self, key: Key, packet_id: int) -> None:
+        assert self._holder is not None
+        app_addr, app_port, address, port = key
+        try:
+            async with asyncio.timeout(HOLD_S):
+                channel = await self._link.open_flow(address, port, (app_addr, app_port))
+        except FlowRefused as refused:
+            log.debug("! flow tcp app %s:%d -> %s:%d: %s", *key, refused.errno_name)
+            self._holder.refuse(packet_id, refused.errno_name)
+            return
+        except (TimeoutError, LinkError):
+            self._holder.drop(packet_id)
+            return
+        finally:
+            self._opening.discard(key)
+        stale = self._opened.pop(key, None)
+        if stale is not None:
+            self._close_unused(stale)
+        self._opened[key] = _Opened(channel, self._loop.call_later(ARRIVE_S, self._expire, key))
+        self._holder.accept(packet_id)
+
+    async def _open_unheld(self, key: Key, arrival: Arrived) -> None:
+        app_addr, app_port, address, port = key
+        try:
+            async with asyncio.timeout(HOLD_S):
+                channel = await self._link.open_flow(address, port, (app_addr, app_port))
+        except (FlowRefused, TimeoutError, LinkError) as exc:
+            log.debug("! flow tcp app %s:%d -> %s:%d: %s", *key, exc)
+            self._reset(arrival)
+            return
+        finally:
+            self._opening.discard(key)
+        self._join(key, arrival, channel)
+
+    def _join(self, key: Key, arrival: Arrived, channel: Channel) -> None:
+        self.flows += 1
+        self.opened_ever += 1
+        debug = log.isEnabledFor(logging.DEBUG)
+        number = self.opened_ever
+        if debug:
+            log.debug("= flow %d tcp app %s:%d -> %s:%d OPEN", number, *key)
+
+        def ended(sent: int, received: int, how: str) -> None:
+            self.flows -= 1
+            if debug:
+                log.debug("x flow %d tcp app %s:%d -> %s:%d %s, %d bytes out, %d in", number, *key, how, sent, received)
+
+        join(self._loop, arrival.sock, channel, ended)
+
+    def _expire(self, key: Key) -> None:
+        opened = self._opened.pop(key, None)
+        if opened is not None:
+            log.debug("x flow tcp app %s:%d -> %s:%d: the app did not wait for it", *key)
+            self._close_unused(opened)
+
+    @staticmethod
+    def _close_unused(opened: _Opened) -> None:
+        opened.timer.cancel()
+        opened.channel.abort()

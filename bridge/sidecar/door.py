@@ -1,0 +1,171 @@
+"""The bridge's door: the Unix socket through which the host CLI configures it and brings carriers.
+
+Theory of operation: the first line of a connection says what it is (docs/design/001-spine.md, "The door"). A control
+connection goes on with JSON lines; a carrier hands over its descriptors by SCM_RIGHTS in the same message as that line.
+Where the host cannot reach the socket, `python -m bridge.sidecar door …` runs under exec in this container and joins its
+own stdio to it: `control` copies bytes both ways, `carrier N` passes its descriptors 0 and 1 and waits for their end.
+
+Limits: a first line of 4 KiB, one line of 1 MiB, 10 s for the first line.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import json
+import logging
+import os
+import select
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bridge.errors import RemoteProtocolError
+
+log = logging.getLogger(__name__)
+
+PATH = Path("/run/mbridge/bridge.sock")
+_FIRST_LINE_BYTES = 4096
+_FIRST_LINE_S = 10
+_MAX_FDS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Carrier:
+    """Descriptors of a carrier: one socket, or a read end and a write end."""
+
+    dial_id: int
+    via: str
+    fds: tuple[int, ...]
+
+
+class Door:
+    """Accepts connections; `on_control` gets a connected socket, `on_carrier` a Carrier whose descriptors it now owns."""
+
+    def __init__(self, on_control: Callable[[socket.socket], None], on_carrier: Callable[[Carrier], None], path: Path = PATH) -> None:
+        self._on_control = on_control
+        self._on_carrier = on_carrier
+        self._path = path
+        self._sock: socket.socket | None = None
+
+    async def serve(self) -> None:
+        """Listen until cancelled; each newcomer is told apart in a task of its own."""
+        loop = asyncio.get_running_loop()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as listener:
+            listener.bind(str(self._path))
+            self._path.chmod(0o600)
+            listener.listen(64)
+            async with asyncio.TaskGroup() as group:
+                while True:
+                    sock, _ = await loop.sock_accept(listener)
+                    group.create_task(self._greet(sock), name="door-greeting")
+
+    async def _greet(self, sock: socket.socket) -> None:
+        try:
+            async with asyncio.timeout(_FIRST_LINE_S):
+                line, fds = await _first_line(sock)
+            kind = line.get("type")
+            if kind == "control":
+                _close_all(fds)
+                self._on_control(sock)
+                return
+            dial_id, via = line.get("id"), line.get("via")
+            if kind != "carrier" or not isinstance(dial_id, int) or not isinstance(via, str) or not fds:
+                _close_all(fds)
+                raise RemoteProtocolError(f"the door does not know {str(line)[:80]!r}")
+            self._on_carrier(Carrier(dial_id, via[:32], tuple(fds)))
+        except (RemoteProtocolError, TimeoutError, OSError) as exc:
+            log.warning("! door: %s", exc)
+        sock.close()
+
+
+async def _first_line(sock: socket.socket) -> tuple[dict[str, object], list[int]]:
+    """The JSON object of the first line, and the descriptors that came with it. Nothing past the line is read."""
+    await _readable(sock)
+    data, ancillary, _, _ = sock.recvmsg(_FIRST_LINE_BYTES, socket.CMSG_LEN(_MAX_FDS * 4), socket.MSG_PEEK)
+    for level, kind, raw in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            _close_all(_unpack(raw))  # a peeked message has duplicates of its own
+    line, newline, _ = data.partition(b"\n")
+    if not newline:
+        raise RemoteProtocolError("the door's first line is not whole")
+    data, ancillary, _, _ = sock.recvmsg(len(line) + 1, socket.CMSG_LEN(_MAX_FDS * 4))
+    fds: list[int] = []
+    for level, kind, raw in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds += _unpack(raw)
+    try:
+        parsed = json.loads(line)
+    except ValueError as exc:
+        _close_all(fds)
+        raise RemoteProtocolError("the door's first line is not JSON") from exc
+    if not isinstance(parsed, dict):
+        _close_all(fds)
+        raise RemoteProtocolError("the door's first line is no object")
+    return parsed, fds
+
+
+async def _readable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(sock.fileno(), wake)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(sock.fileno())
+
+
+def _unpack(raw: bytes) -> list[int]:
+    fds = array.array("i")
+    fds.frombytes(raw[: len(raw) - len(raw) % fds.itemsize])
+    return list(fds)
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def join_stdio(words: list[str], path: Path = PATH) -> int:
+    """`door control` and `door carrier N VIA` under exec: no asyncio, so that it starts in the time of a Python process."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.connect(str(path))
+        if words[0] == "carrier":
+            line = json.dumps({"type": "carrier", "id": int(words[1]), "via": words[2] if len(words) > 2 else "exec"}).encode() + b"\n"
+            socket.send_fds(sock, [line], [0, 1])
+            poller = select.poll()
+            poller.register(1, select.POLLERR)  # the far end of stdout is gone: the carrier has ended
+            poller.register(sock, select.POLLIN)
+            while True:
+                if any(fd == 1 or not sock.recv(1) for fd, _ in poller.poll()):
+                    return 0
+        sock.sendall(b'{"type": "control"}\n')
+        return _copy(sock)
+
+
+def _copy(sock: socket.socket) -> int:
+    poller = select.poll()
+    poller.register(0, select.POLLIN)
+    poller.register(sock, select.POLLIN)
+    while True:
+        for fd, _ in poller.poll():
+            if fd == 0:
+                data = os.read(0, 65536)
+                if not data:
+                    return 0
+                sock.sendall(data)
+            else:
+                data = sock.recv(65536)
+                if not data:
+                    return 0
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()

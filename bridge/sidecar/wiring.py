@@ -1,0 +1,181 @@
+"""One session's netns, wired: where the bridge's engine and its adapters meet.
+
+Order: the tun and its routes come before the netfilter rules, these before `/etc/resolv.conf`; only then may the app start.
+Each step can be made again over what an earlier bridge of the same netns left (kill -9, restart), and none is undone here:
+a netns that outlives its bridge must stay closed. All of it goes with the pause container.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Sequence
+from ipaddress import ip_interface, ip_network
+from pathlib import Path
+
+from bridge.adapters import nft
+from bridge.adapters.engine_dns import EngineDns
+from bridge.adapters.listeners import Arrival, Listener, ResolverSockets, reset, resolver_sockets
+from bridge.adapters.netlink import MARK_REPLY, MARK_SELF, PRIORITY_NAMES, SessionRoutes
+from bridge.adapters.nfqueue import MARK_HOST_UNREACHABLE, MARK_NET_UNREACHABLE, MARK_REFUSE, SynQueue
+from bridge.adapters.tun import MTU, open_tun
+from bridge.engine.datagrams import Datagrams
+from bridge.engine.needs import Link
+from bridge.engine.outgoing import Outgoing
+from bridge.engine.resolver import DnsServer, Resolver
+from bridge.model.facts import BridgeConfig, Facts
+from bridge.model.rules import Route, RuleSet, Verdict, parse_rule
+from bridge.protocol.dns import merge_hosts, parse_resolv_conf
+
+log = logging.getLogger(__name__)
+
+_QUEUE = 0x6D62
+_RESOLV_CONF, _HOSTS = Path("/etc/resolv.conf"), Path("/etc/hosts")
+_ACCEPTS_PER_WAKE, _PACKETS_PER_WAKE = 64, 64
+_EXPIRE_EVERY_S = 30.0
+
+
+class Wired:
+    """The session's netns under our rules. Make it with `wire()`."""
+
+    def __init__(self, config: BridgeConfig, link: Link, group: asyncio.TaskGroup) -> None:
+        self.config = config
+        self.link = link
+        self.engine_resolv_conf = config.engine_resolv_conf or _RESOLV_CONF.read_text()
+        self.rules = RuleSet(tuple(parse_rule(dict(rule)) for rule in config.rules))
+        self.names = set(config.names)
+        self.holder: nft.Hold | None = None
+        self.tun = f"mb-{config.session}"
+        self._group = group
+        self._routes = SessionRoutes()
+        self._wanted: list[tuple[bool, tuple[Route, ...]]] = []
+        self._loop = asyncio.get_running_loop()
+        self.outgoing: Outgoing | None = None
+        self.datagrams: Datagrams | None = None
+
+    async def wire(self, facts: Facts) -> None:
+        """Wire the netns after the target's `facts`; the app may start when this returns."""
+        await self._routes.__aenter__()
+        tun_fd = open_tun(self.tun)
+        app_networks = _not_the_targets(await self._routes.app_networks(self.tun), facts.addresses)
+        await self._routes.wire(self.tun, MTU, facts.addresses, app_networks, self.rules.routes())
+        resolvers = self._resolver_sockets(facts)
+        listener = Listener()
+        listener.open()
+        self._start_outgoing(listener, resolvers)
+        redirects = nft.Redirects(
+            self.tun,
+            listener.port,
+            tuple((sockets.nameserver, sockets.port) for sockets in resolvers),
+            tuple(self.config.loopback),
+            MARK_SELF,
+            MARK_REPLY,
+            (MARK_REFUSE, MARK_HOST_UNREACHABLE, MARK_NET_UNREACHABLE),
+        )
+        await asyncio.to_thread(nft.apply, redirects)
+        self._start_datagrams(tun_fd, app_networks)
+        self._start_dns(resolvers)
+        self._write_files(facts)
+
+    def change_names(self, names: Sequence[str]) -> None:
+        """Containers on the app's networks came or went."""
+        self.names.clear()
+        self.names.update(names)
+
+    def agent_is_new(self) -> None:
+        if self.datagrams is not None:
+            self.datagrams.forget_all()
+
+    def _start_outgoing(self, listener: Listener, resolvers: Sequence[ResolverSockets]) -> None:
+        self.holder = nft.hold_syns(self.tun, _QUEUE, tuple(self.config.loopback))
+        queue = SynQueue(_QUEUE, lambda syn: outgoing.on_syn(syn)) if self.holder else None
+        bypass = frozenset((sockets.nameserver, 53) for sockets in resolvers)
+        outgoing = self.outgoing = Outgoing(self.link, self._group, queue, lambda arrival: reset(arrival.sock), bypass)
+        if queue is not None:
+            queue.open()
+        for sock in listener.sockets:
+            self._loop.add_reader(sock.fileno(), self._accept, sock)
+
+    def _accept(self, listener: object) -> None:
+        assert self.outgoing is not None
+        for _ in range(_ACCEPTS_PER_WAKE):
+            arrival: Arrival | None = Listener.accept(listener)  # type: ignore[arg-type]  # add_reader passes it untyped
+            if arrival is None:
+                return
+            self.outgoing.on_arrival(arrival)
+
+    def _start_datagrams(self, tun_fd: int, app_networks: Sequence[str]) -> None:
+        def write(packet: bytes) -> None:
+            try:
+                os.write(tun_fd, packet)
+            except OSError as exc:  # the device's queue is full, or the packet odd: a network would drop it as well
+                log.debug("! tun: %s", exc)
+
+        datagrams = self.datagrams = Datagrams(write, self.link.send, app_networks)
+        self.link.on_datagram = datagrams.on_message
+        buffer = bytearray(MTU + 1)
+        view = memoryview(buffer)
+
+        def read() -> None:
+            for _ in range(_PACKETS_PER_WAKE):
+                try:
+                    size = os.readv(tun_fd, [buffer])
+                except BlockingIOError:
+                    return
+                datagrams.on_packet(bytes(view[:size]))
+
+        self._loop.add_reader(tun_fd, read)
+
+    def _resolver_sockets(self, facts: Facts) -> list[ResolverSockets]:
+        return [resolver_sockets(nameserver) for nameserver in parse_resolv_conf(facts.resolv_conf).nameservers]
+
+    def _start_dns(self, resolvers: Sequence[ResolverSockets]) -> None:
+        engine = EngineDns(list(parse_resolv_conf(self.engine_resolv_conf).nameservers), MARK_SELF)
+        resolver = Resolver(
+            rules=self.rules,
+            names=self.names,
+            ask_cluster=self.link.ask,
+            ask_engine=engine.ask,
+            learn=self._learn,
+            learn_container=self._learn_container,
+            now=time.monotonic,
+        )
+        for sockets in resolvers:
+            server = DnsServer(resolver, sockets.nameserver, sockets.udp, sockets.tcp)
+            self._group.create_task(server.serve(), name=f"resolver-{sockets.nameserver}")
+        self._group.create_task(self._expire(), name="routes-expiry")
+
+    async def _learn(self, routes: Sequence[Route]) -> None:
+        await self._routes.learn(routes)
+
+    async def _learn_container(self, addresses: Sequence[str]) -> None:
+        await self._routes.learn([Route(PRIORITY_NAMES, address, Verdict.DIRECT, None, None) for address in addresses])
+
+    async def _expire(self) -> None:
+        while True:
+            await asyncio.sleep(_EXPIRE_EVERY_S)
+            await self._routes.forget(self.rules.expire(time.monotonic()))
+
+    def _write_files(self, facts: Facts) -> None:
+        """In place, without a rename: the app's container has the same files mounted."""
+        own_hosts = _HOSTS.read_text()
+        _rewrite(_RESOLV_CONF, facts.resolv_conf)
+        _rewrite(_HOSTS, merge_hosts(facts.hosts, own_hosts, facts.hostname))
+
+
+def _rewrite(path: Path, text: str) -> None:
+    with path.open("r+") as file:
+        file.write(text)
+        file.truncate()
+
+
+def _not_the_targets(app_networks: Sequence[str], addresses: Sequence[str]) -> list[str]:
+    """The app's own networks but for those that overlap one of the target's: there the target's view wins."""
+    targets = [ip_interface(address).network for address in addresses]
+    return [
+        network
+        for network in app_networks
+        if not any(ip_network(network).version == target.version and ip_network(network).overlaps(target) for target in targets)
+    ]
