@@ -1,0 +1,122 @@
+"""Values that cross between our processes: what the host tells the bridge, what the agent tells about its target.
+
+All of them travel as JSON objects with these field names (docs/design/001-spine.md, "The door").
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from bridge.errors import RemoteProtocolError
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """The target's network identity, as the agent sees it from inside.
+
+    `addresses`: CIDR of its interfaces, IPv4 first ("172.18.0.3/16"); loopback and link-local left out. `ping`: True, or why
+    ICMP echo cannot be served. `warnings`: what the user should know ("no IPv6 in the target").
+    """
+
+    hostname: str
+    addresses: tuple[str, ...]
+    resolv_conf: str
+    hosts: str
+    ping: bool | str = True
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: object) -> Self:
+        """Checked field by field: the agent is as trustworthy as its target. Raises RemoteProtocolError."""
+        data = _object(value, cls)
+        texts = {name: _text(data, name) for name in ("hostname", "resolv_conf", "hosts")}
+        ping = data.get("ping", True)
+        if not isinstance(ping, bool | str):
+            raise RemoteProtocolError("facts: ping is neither true, false nor a reason")
+        return cls(**texts, addresses=_texts(data, "addresses"), ping=ping, warnings=_texts(data, "warnings"))
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeConfig:
+    """All that a bridge is told. `rules` are mappings as in mbridge.yaml ({"to": "10.0.0.0/8:443", "verdict": "direct"});
+    `names` are container names on the app's own networks; `engine_resolv_conf` is the netns' original one, once it is known."""
+
+    session: str
+    target: str
+    private_key: str  # OpenSSH format, ed25519; never in an environment variable or a label
+    host_key: str  # the agent's, "ssh-ed25519 AAAA…"
+    agent_id: str  # 16 hex digits
+    rules: tuple[dict[str, Any], ...] = ()
+    loopback: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
+    engine_resolv_conf: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: object) -> Self:
+        data = _object(value, cls)
+        known = {field.name for field in fields(cls)}
+        rules = data.get("rules") or ()
+        loopback = data.get("loopback") or ()
+        if not all(isinstance(rule, dict) for rule in rules) or not all(isinstance(port, int) for port in loopback):
+            raise RemoteProtocolError("configure: rules or loopback ports of another type")
+        if unknown := set(data) - known - {"type"}:
+            raise RemoteProtocolError(f"configure: unknown keys {', '.join(sorted(unknown))}")
+        resolv = data.get("engine_resolv_conf")
+        return cls(
+            **{name: _text(data, name) for name in ("session", "target", "private_key", "host_key", "agent_id")},
+            rules=tuple(rules),
+            loopback=tuple(loopback),
+            names=_texts(data, "names"),
+            engine_resolv_conf=resolv if isinstance(resolv, str) else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AgentIdentity:
+    """A running agent: `host` is where its TCP port can be dialled from the developer's machine, if anywhere."""
+
+    agent_id: str
+    host_key: str
+    port: int
+    name: str  # of its container, as the user can look it up
+    host: str | None = None
+    reused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TargetFound:
+    """A target that was looked up: `text` as the user named it, `where` what it is now ("container shop-api-1", "pod orders-x")."""
+
+    text: str
+    where: str
+    uid: str  # changes when the target is another one
+    host_network: bool = False
+    hostname: str | None = None
+    networks: tuple[str, ...] = ()
+
+
+def _object(value: object, cls: type) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise RemoteProtocolError(f"{cls.__name__.lower()}: not an object")
+    return value
+
+
+def _text(data: dict[str, Any], name: str) -> str:
+    value = data.get(name)
+    if not isinstance(value, str):
+        raise RemoteProtocolError(f"{name} is missing or no text")
+    return value
+
+
+def _texts(data: dict[str, Any], name: str) -> tuple[str, ...]:
+    value = data.get(name, ())
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise RemoteProtocolError(f"{name} is no list of texts")
+    return tuple(value)
