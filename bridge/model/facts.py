@@ -64,6 +64,8 @@ class BridgeConfig:
         known = {field.name for field in fields(cls)}
         rules = data.get("rules") or ()
         loopback = data.get("loopback") or ()
+        if not isinstance(rules, list | tuple) or not isinstance(loopback, list | tuple):
+            raise RemoteProtocolError("configure: rules or loopback ports are no list")
         if not all(isinstance(rule, dict) for rule in rules) or not all(isinstance(port, int) for port in loopback):
             raise RemoteProtocolError("configure: rules or loopback ports of another type")
         if unknown := set(data) - known - {"type"}:
