@@ -3,7 +3,7 @@
     BridgeError            exit 1   the root: message in the user's words, hint = what to do next
     ├ SpecError            exit 2   a flag, or a line of mbridge.yaml (file:line)
     ├ HostError            exit 3   this machine or its engine: MissingCapability, KernelLacks, EngineUnavailable
-    ├ ClusterError         exit 4   the target's side: TargetNotFound, AgentFailed
+    ├ ClusterError         exit 4   the target's side: Forbidden(verb, resource, namespace), TargetNotFound, AgentFailed
     ├ LinkError            exit 5   HostKeyMismatch, VersionMismatch, LinkLost (the supervisor retries this one)
     ├ ProtocolError        exit 6   LocalProtocolError = our bug, RemoteProtocolError = theirs
     └ CleanupError         exit 7   what is left behind, and the command that removes it
@@ -47,6 +47,17 @@ class EngineUnavailable(HostError):
 
 class ClusterError(BridgeError):
     exit_code = 4
+
+
+class Forbidden(ClusterError):
+    """The caller's own rights do not suffice: which verb on which resource ("pods/ephemeralcontainers"), and where."""
+
+    def __init__(self, verb: str, resource: str, namespace: str | None, *, hint: str | None = None) -> None:
+        self.verb, self.resource, self.namespace = verb, resource, namespace
+        kind, _, subresource = resource.partition("/")
+        where, flags = (f" in namespace '{namespace}'", f" -n {namespace}") if namespace else (" in the cluster", "")
+        asked = f"{verb} {kind}" + (f" --subresource={subresource}" if subresource else "")
+        super().__init__(f"not allowed to {verb} {resource}{where}", hint=hint or f"kubectl auth can-i {asked}{flags}")
 
 
 class TargetNotFound(ClusterError):
