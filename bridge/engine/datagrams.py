@@ -77,7 +77,7 @@ class Datagrams:
                     self._write(packets.build_udp(address, port, source[0], source[1], data))
             case udp.Unreachable(association, address, port, errno_name):
                 source = self._by_id.get(association)
-                if source is not None and _same_family(address, source[0]):
+                if source is not None and self._may_speak(address) and _same_family(address, source[0]):
                     asked = packets.build_udp(source[0], source[1], address, port, b"")
                     code = packets.UNREACHABLE_CODES.get(errno_name, packets.UNREACHABLE_CODES["ECONNREFUSED"])
                     self._write(packets.build_unreachable(asked, address, code))

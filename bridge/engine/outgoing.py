@@ -2,7 +2,9 @@
 
 Theory of operation: the kernel holds the first SYN (SynHolder) and tells its four addresses. The agent is asked to dial;
 its answer becomes the verdict, so that `connect()` in the app tells the truth. An accepted SYN is redirected to the bridge's
-listener, where it finds the open channel by the same four addresses, and the byte pump takes over.
+listener, where it finds the open channel by the same four addresses, and the byte pump takes over. The kernel may have given
+it another source port meanwhile (an older connection from that port to elsewhere is still known to conntrack, and both were
+redirected to one listener): then it takes a channel to the same destination whose own arrival is still awaited.
 
     SYN held ──dial──> opened ──accept──> arrived at the listener ──join──> both ends closed
        │                  └─ not there within 2 s: the channel is closed
@@ -67,6 +69,7 @@ class Outgoing:
         self._bypass = bypass
         self._opening: set[Key] = set()
         self._opened: dict[Key, _Opened] = {}
+        self._awaited: dict[tuple[str, str, int], dict[Key, None]] = {}  # destination → keys of _opened, oldest first
         self._loop = asyncio.get_running_loop()
         self.flows = 0
         self.opened_ever = 0
@@ -87,7 +90,7 @@ class Outgoing:
     def on_arrival(self, arrival: Arrived) -> None:
         """A redirected connection reached the listener."""
         key = (arrival.app_addr, arrival.app_port, arrival.address, arrival.port)
-        opened = self._opened.pop(key, None)
+        opened = self._claim(key)
         if opened is not None:
             opened.timer.cancel()
             self._join(key, arrival, opened.channel)
@@ -112,11 +115,31 @@ class Outgoing:
             return
         finally:
             self._opening.discard(key)
-        stale = self._opened.pop(key, None)
+        stale = self._take(key)
         if stale is not None:
             self._close_unused(stale)
         self._opened[key] = _Opened(channel, self._loop.call_later(ARRIVE_S, self._expire, key))
+        self._awaited.setdefault((app_addr, address, port), {})[key] = None
         self._holder.accept(packet_id)
+
+    def _claim(self, key: Key) -> _Opened | None:
+        """The channel that an arrival may take: its own, else the oldest to the same destination that nobody has claimed."""
+        exact = self._take(key)
+        if exact is not None:
+            return exact
+        app_addr, _, address, port = key
+        awaited = self._awaited.get((app_addr, address, port))
+        return self._take(next(iter(awaited))) if awaited else None
+
+    def _take(self, key: Key) -> _Opened | None:
+        opened = self._opened.pop(key, None)
+        if opened is not None:
+            app_addr, _, address, port = key
+            awaited = self._awaited[(app_addr, address, port)]
+            del awaited[key]
+            if not awaited:
+                del self._awaited[(app_addr, address, port)]
+        return opened
 
     async def _open_unheld(self, key: Key, arrival: Arrived) -> None:
         app_addr, app_port, address, port = key
@@ -147,7 +170,7 @@ class Outgoing:
         join(self._loop, arrival.sock, channel, ended)
 
     def _expire(self, key: Key) -> None:
-        opened = self._opened.pop(key, None)
+        opened = self._take(key)
         if opened is not None:
             log.debug("x flow tcp app %s:%d -> %s:%d: the app did not wait for it", *key)
             self._close_unused(opened)
