@@ -1,0 +1,221 @@
+"""The API server, through one aiohttp session: JSON in and out, streams, WebSockets, errors in the user's words.
+
+Theory of operation: a refusal by RBAC is `Forbidden` with the very verb and resource that the server names; any other 403, 409
+or 422 is `Refused` with the server's own sentence (admission, quota, Pod Security); a 404 is `Missing`; whatever keeps the
+server from answering is `Unreachable`, which names server and cause as kubectl does and comes within 5 s. A 401 renews
+credentials once, if they can be renewed.
+
+Limits: a WebSocket's refusal has no body, so its reason is asked for by the same request without the upgrade.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import ssl
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from bridge.adapters.kube.credentials import Credentials, certificate_expiry
+from bridge.adapters.kube.kubeconfig import Access
+from bridge.errors import ClusterError, Forbidden
+
+CONNECT_LIMIT_S = 4.0
+ANSWER_LIMIT_S = 5.0
+STRATEGIC = "application/strategic-merge-patch+json"
+Query = Sequence[tuple[str, str]]
+
+# 'pods "x" is forbidden: User "ana" cannot patch resource "pods/ephemeralcontainers" in API group "" in the namespace "shop"'
+_RBAC = re.compile(r'cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)"(?:.*? in the namespace "(?P<namespace>[^"]*)")?')
+
+
+class Unreachable(ClusterError):
+    """No answer, or none that counts: try again later."""
+
+
+class Missing(ClusterError):
+    """The object does not exist (any more)."""
+
+
+class Refused(ClusterError):
+    """The API server understood and said no, in `said`: admission, quota, Pod Security, a conflict, a bad value."""
+
+    def __init__(self, said: str, status: int, *, hint: str | None = None) -> None:
+        super().__init__(said, hint=hint)
+        self.said, self.status = said, status
+
+
+class Api:
+    """One API server as one user. Use as `async with`; `count` is the number of requests made so far."""
+
+    def __init__(self, access: Access) -> None:
+        self.access = access
+        self.count = 0
+        self._credentials = Credentials(access)
+        self._session: aiohttp.ClientSession | None = None
+        self._proxy = _proxy(access)
+
+    async def __aenter__(self) -> Api:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def get(self, path: str, query: Query = ()) -> dict[str, Any]:
+        return await self.request("GET", path, query)
+
+    async def request(
+        self, method: str, path: str, query: Query = (), body: object = None, kind: str = "application/json"
+    ) -> dict[str, Any]:
+        """One request and its JSON answer. Raises Forbidden, Missing, Refused, Unreachable, ClusterError."""
+        async with asyncio.timeout(60):  # a credential plugin may ask its user
+            async with self._answer(method, path, query, body, kind, ANSWER_LIMIT_S) as answer:
+                value = json.loads(await answer.read())
+        if not isinstance(value, dict):
+            raise ClusterError(f"{self.access.server} is no API server: {path} gave {type(value).__name__}")
+        return value
+
+    async def lines(self, path: str, query: Query = ()) -> AsyncIterator[bytes]:
+        """A watch or a followed log, line by line, until the server ends it. Raises as `request` does."""
+        async with self._answer("GET", path, query, None, "application/json", None) as answer:
+            held = b""
+            try:
+                async for piece in answer.content.iter_any():
+                    *whole, held = (held + piece).split(b"\n")
+                    for line in whole:
+                        yield line
+            except (aiohttp.ClientError, OSError) as error:
+                raise self._unreachable(error) from error
+            if held:
+                yield held
+
+    async def websocket(self, path: str, query: Query, protocols: Sequence[str]) -> aiohttp.ClientWebSocketResponse:
+        """An upgraded request. Raises Forbidden (a WebSocket is a GET; newer servers ask for create), Missing, Refused, Unreachable."""
+        for last in (False, True):
+            try:
+                self.count += 1
+                return await asyncio.wait_for(self._open().ws_connect(
+                    self._url(path, query), protocols=protocols, headers=await self._headers(), ssl=self._tls(), proxy=self._proxy,
+                    server_hostname=self.access.tls_server_name, max_msg_size=0, compress=0, heartbeat=30), ANSWER_LIMIT_S + 1)  # fmt: skip
+            except aiohttp.WSServerHandshakeError as error:
+                if error.status == 401 and not last and self._credentials.renewable():
+                    self._credentials.forget()
+                    continue
+                async with self._answer("GET", path, query, None, "application/json", ANSWER_LIMIT_S):
+                    pass  # raises with the reason; where it does not, the upgrade alone was refused
+                raise Refused(f"{self.access.server} refused the WebSocket: {error.status} {error.message}", error.status) from error
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                raise self._unreachable(error) from error
+        raise AssertionError("unreachable")
+
+    @asynccontextmanager
+    async def _answer(
+        self, method: str, path: str, query: Query, body: object, kind: str, limit_s: float | None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        data = None if body is None else json.dumps(body).encode()
+        for last in (False, True):
+            headers = [*await self._headers(), ("Accept", "application/json"), *([("Content-Type", kind)] if data else [])]
+            self.count += 1
+            timeout = aiohttp.ClientTimeout(total=limit_s, connect=CONNECT_LIMIT_S)
+            try:
+                answer = await self._open().request(
+                    method, self._url(path, query), data=data, headers=headers, ssl=self._tls(), proxy=self._proxy, timeout=timeout,
+                    server_hostname=self.access.tls_server_name, allow_redirects=False)  # fmt: skip
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                raise self._unreachable(error) from error
+            try:
+                if answer.status == 401 and not last and self._credentials.renewable():
+                    self._credentials.forget()
+                    continue
+                if answer.status >= 300:
+                    raise self._refusal(answer.status, answer.reason or "", await answer.read())
+                yield answer
+                return
+            except TimeoutError as error:
+                raise self._unreachable(error) from error
+            finally:
+                answer.release() if limit_s is not None else answer.close()
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
+            self._session = aiohttp.ClientSession(connector=connector, headers={"User-Agent": "mbridge"}, auto_decompress=True)
+        return self._session
+
+    async def _headers(self) -> list[tuple[str, str]]:
+        return await self._credentials.headers()
+
+    def _tls(self) -> ssl.SSLContext | bool:
+        return self._credentials.tls() if self.access.server.startswith("https:") else False
+
+    def _url(self, path: str, query: Query) -> Any:
+        from yarl import URL
+
+        return URL(self.access.server + path).with_query(list(query)) if query else URL(self.access.server + path)
+
+    def _refusal(self, status: int, reason: str, body: bytes) -> ClusterError:
+        try:
+            said = json.loads(body).get("message") or reason
+        except (ValueError, AttributeError):
+            said = body[:200].decode(errors="replace").strip() or reason
+        if status == 401:
+            return self._unauthorised()
+        if status == 403 and (match := _RBAC.search(said)):
+            return Forbidden(match["verb"], match["resource"], match["namespace"])
+        if status == 404:
+            return Missing(said)
+        if status == 429 or status >= 500:
+            return Unreachable(f"the API server {self.access.server} cannot answer: {said}")
+        return Refused(said, status)
+
+    def _unauthorised(self) -> ClusterError:
+        access = self.access
+        expiry = certificate_expiry(access.certificate)
+        if expiry and expiry.timestamp() < time.time():
+            return ClusterError(f"the client certificate of user '{access.user}' has expired on {expiry:%Y-%m-%d %H:%M} UTC",
+                                hint=f"renew it in {access.source}")  # fmt: skip
+        said = f"you must be logged in to {access.server} (Unauthorized): it does not accept the credentials of user '{access.user}'"
+        return ClusterError(said, hint=f"kubectl --context {access.context} auth whoami")
+
+    def _unreachable(self, error: BaseException) -> Unreachable:
+        return Unreachable(f"unable to connect to the server {self.access.server}: {_cause(error)}",
+                           hint=f"kubectl --context {self.access.context} cluster-info")  # fmt: skip
+
+
+def _cause(error: BaseException) -> str:
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        error = error.certificate_error
+    if isinstance(error, aiohttp.ClientConnectorError) and error.os_error is not None:
+        error = error.os_error
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"tls: {error.verify_message}"
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, OSError) and error.strerror and not isinstance(error, ssl.SSLError):
+        text = error.strerror if not error.strerror.startswith("Connect call failed") else os.strerror(error.errno or 0)
+        return text[:1].lower() + text[1:]
+    return str(error) or type(error).__name__
+
+
+def _proxy(access: Access) -> str | None:
+    """`proxy-url`, else the environment's HTTPS_PROXY and NO_PROXY, as client-go does."""
+    parts = urlsplit(access.server)
+    proxy = access.proxy_url
+    if proxy is None and not urllib.request.proxy_bypass(parts.hostname or ""):
+        proxy = urllib.request.getproxies().get(parts.scheme)
+    if proxy and not proxy.startswith(("http://", "https://")):
+        raise ClusterError(f"proxy-url {proxy}: only http and https proxies are known", hint="name an HTTP proxy in the kubeconfig")
+    return proxy
