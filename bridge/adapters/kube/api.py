@@ -17,7 +17,7 @@ import re
 import ssl
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -88,7 +88,7 @@ class Api:
             raise ClusterError(f"{self.access.server} is no API server: {path} gave {type(value).__name__}")
         return value
 
-    async def lines(self, path: str, query: Query = ()) -> AsyncIterator[bytes]:
+    async def lines(self, path: str, query: Query = ()) -> AsyncGenerator[bytes, None]:
         """A watch or a followed log, line by line, until the server ends it. Raises as `request` does."""
         async with self._answer("GET", path, query, None, "application/json", None) as answer:
             held = b""
