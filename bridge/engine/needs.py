@@ -15,16 +15,9 @@ from typing import Literal, Protocol
 
 from bridge.model.facts import AgentIdentity, TargetFound
 from bridge.protocol import udp
+from bridge.protocol.control import FlowRefused as FlowRefused  # the adapters raise it too, and may not import the engine
 
 Via = Literal["direct", "exec", "port-forward"]
-
-
-class FlowRefused(Exception):
-    """The agent's dial failed: `errno_name` ("ECONNREFUSED") is what the target itself would have got."""
-
-    def __init__(self, errno_name: str) -> None:
-        super().__init__(errno_name)
-        self.errno_name = errno_name
 
 
 class Arrived(Protocol):

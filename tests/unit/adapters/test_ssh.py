@@ -1,0 +1,270 @@
+"""SSH between bridge and agent: both ends in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from bridge.adapters.ssh.channel import Channel
+from bridge.errors import HostKeyMismatch, LinkError, LinkLost
+from bridge.protocol.control import FlowRefused
+from tests.unit.adapters.ssh_pair import MiB, Pair, Recorder, new_key
+
+
+def run(test: Coroutine[Any, Any, None], seconds: float = 20) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(seconds):
+            await test
+
+    asyncio.run(bounded())
+
+
+def test_bytes_pass_both_ways_and_both_ends_close_in_order() -> None:
+    async def test() -> None:
+        async with Pair() as pair:
+            near, far, near_hears, far_hears = await pair.open()
+            near.write(b"SELECT 1")
+            assert await far_hears.until(8) == b"SELECT 1"
+            far.write(b"1 row")
+            assert await near_hears.until(5) == b"1 row"
+            near.write_eof()
+            await far_hears.eof.wait()
+            far.write(b"bye")  # half-closed: the responder may go on
+            far.write_eof()
+            await near_hears.eof.wait()
+            assert near_hears.data == b"1 rowbye"
+            near.close()
+            assert await far_hears.lost is False
+            far.close()
+
+    run(test())
+
+
+def test_the_agent_hears_which_address_is_dialled() -> None:
+    async def test() -> None:
+        async with Pair() as pair:
+            opening = asyncio.ensure_future(pair.ssh.open_flow("fd00::7", 443, ("172.18.0.3", 41512)))
+            channel, address, port = await pair.far.dialled.get()
+            assert (address, port) == ("fd00::7", 443)
+            channel.accept()
+            await opening
+
+    run(test())
+
+
+@pytest.mark.parametrize("errno_name", ["ECONNREFUSED", "EHOSTUNREACH", "ETIMEDOUT"])
+def test_a_refused_dial_tells_its_errno(errno_name: str) -> None:
+    async def test() -> None:
+        async with Pair() as pair:
+            pair.far.refuse_all = errno_name
+            with pytest.raises(FlowRefused) as caught:
+                await pair.ssh.open_flow("10.0.0.7", 1, ("172.18.0.3", 41512))
+            assert caught.value.errno_name == errno_name
+            assert pair.near_windows.promised == 0
+
+    run(test())
+
+
+def test_a_reset_of_the_responder_is_a_reset_for_the_app() -> None:
+    async def test() -> None:
+        async with Pair() as pair:
+            _, far, near_hears, _ = await pair.open()
+            far.write(b"half an ans")
+            far.abort()
+            assert await near_hears.lost is True
+            assert not near_hears.eof.is_set()
+
+    run(test())
+
+
+def test_a_reset_after_ones_own_fin_is_still_a_reset() -> None:
+    async def test() -> None:
+        async with Pair() as pair:
+            near, _, near_hears, far_hears = await pair.open()
+            near.write_eof()
+            await far_hears.eof.wait()
+            near.abort()
+            assert await far_hears.lost is True
+            assert not near_hears.lost.done()  # nothing is told to the one who aborted
+
+    run(test())
+
+
+def test_the_loss_of_the_connection_resets_every_flow() -> None:
+    async def test() -> None:
+        async with Pair() as pair:
+            _, _, one, far_one = await pair.open()
+            _, _, other, _ = await pair.open()
+            assert pair.server_transport.transport is not None
+            pair.server_transport.transport.abort()
+            assert await one.lost is True
+            assert await other.lost is True
+            assert await far_one.lost is True
+            await pair.ssh.closed
+            with pytest.raises(LinkLost):
+                await pair.ssh.open_flow("10.0.0.7", 1, ("172.18.0.3", 41512))
+            assert pair.near_windows.promised == pair.far_windows.promised == 0
+
+    run(test())
+
+
+def test_what_comes_before_attach_is_kept_in_order() -> None:
+    async def test() -> None:
+        async with Pair() as pair:
+            opening = asyncio.ensure_future(pair.ssh.open_flow("10.0.0.7", 25, ("172.18.0.3", 41512)))
+            far, _, _ = await pair.far.dialled.get()
+            far.accept()
+            far.write(b"220 mail ")
+            far.write(b"ready")
+            far.write_eof()
+            near = await opening
+            probe = await pair.open()  # a later flow's opening has passed: so have those bytes
+            hears = Recorder()
+            near.attach(hears)
+            assert (bytes(hears.data), hears.eof.is_set()) == (b"220 mail ready", True)
+            del probe
+
+    run(test())
+
+
+def test_a_cancelled_opening_closes_the_channel_when_the_agent_has_dialled() -> None:
+    async def test() -> None:
+        async with Pair() as pair:
+            opening = asyncio.ensure_future(pair.ssh.open_flow("10.0.0.7", 25, ("172.18.0.3", 41512)))
+            far, _, _ = await pair.far.dialled.get()
+            opening.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await opening
+            hears = Recorder()
+            far.accept()
+            far.attach(hears)
+            assert await hears.lost is True
+            assert pair.far_windows.promised == 0
+
+    run(test())
+
+
+async def _send_all(channel: Channel, hears: Recorder, data: bytes) -> None:
+    for start in range(0, len(data), 256 << 10):
+        await hears.writable.wait()
+        channel.write(memoryview(data)[start : start + (256 << 10)])
+    channel.write_eof()
+
+
+def test_100_mb_each_way_at_once_arrive_whole() -> None:
+    async def test() -> None:
+        block = random.Random(1).randbytes(MiB)
+        data = b"".join(hashlib.sha256(bytes([i])).digest() + block[32:] for i in range(100))
+        async with Pair() as pair:
+            near, far, near_hears, far_hears = await pair.open()
+            sums = (hashlib.sha256(), hashlib.sha256())
+            near_hears.on_bytes, far_hears.on_bytes = sums[0].update, sums[1].update
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_send_all(near, near_hears, data))
+                group.create_task(_send_all(far, far_hears, data))
+                group.create_task(near_hears.eof.wait())
+                group.create_task(far_hears.eof.wait())
+            expected = hashlib.sha256(data).hexdigest()
+            assert [s.hexdigest() for s in sums] == [expected, expected]
+
+    run(test())
+
+
+def test_a_reader_that_pauses_stops_the_writer_within_its_window() -> None:
+    async def test() -> None:
+        async with Pair() as pair:
+            near, far, near_hears, far_hears = await pair.open()
+            near.pause_reading()
+            data = random.Random(2).randbytes(3 * MiB)
+            sending = asyncio.ensure_future(_send_all(far, far_hears, data))
+            await far_hears.full.wait()
+            await pair.open()  # a whole round trip: whatever may come has come
+            assert len(near_hears.data) == 0
+            assert sum(map(len, near._held)) <= 128 << 10
+            near.resume_reading()
+            await near_hears.eof.wait()
+            assert bytes(near_hears.data) == data
+            await sending
+
+    run(test())
+
+
+def test_a_window_grows_with_use_and_the_sum_stays_bounded() -> None:
+    async def test() -> None:
+        async with Pair(limit=4 * MiB) as pair:
+            near, far, near_hears, far_hears = await pair.open()
+            data = bytes(16 * MiB)
+            await asyncio.gather(_send_all(near, near_hears, data), far_hears.eof.wait())
+            assert MiB <= pair.far_windows.promised <= 4 * MiB
+            flows = [await pair.open() for _ in range(200)]
+            assert pair.far_windows.promised <= 4 * MiB + 201 * 4096
+            for flow in flows:
+                flow[0].abort()
+            far.write_eof()
+            await near_hears.eof.wait()
+
+    run(test())
+
+
+def test_1000_flows_at_once_each_get_their_own_bytes() -> None:
+    async def test() -> None:
+        async with Pair() as pair:
+
+            async def echo() -> None:
+                while True:
+                    channel, address, port = await pair.far.dialled.get()
+                    channel.accept()
+                    channel.write(f"{address}:{port}".encode())
+
+            async with asyncio.TaskGroup() as group:
+                echoing = group.create_task(echo())
+                near = await asyncio.gather(
+                    *(pair.ssh.open_flow(f"10.0.{i // 250}.{i % 250}", 80, ("172.18.0.3", 1024 + i)) for i in range(1000))
+                )
+                for i, channel in enumerate(near):
+                    hears = Recorder()
+                    channel.attach(hears)
+                    expected = f"10.0.{i // 250}.{i % 250}:80".encode()
+                    assert await hears.until(len(expected)) == expected
+                    channel.abort()
+                echoing.cancel()
+
+    run(test())
+
+
+def test_another_host_key_than_the_pinned_one_is_named() -> None:
+    async def test() -> None:
+        with pytest.raises(HostKeyMismatch):
+            await Pair(pinned_host_key=new_key()[1]).__aenter__()
+
+    run(test())
+
+
+def test_the_agent_accepts_one_client_key_only() -> None:
+    async def test() -> None:
+        pair = Pair(accepted_key=new_key()[1])
+        with pytest.raises(LinkError, match="did not accept"):
+            await pair.__aenter__()
+        assert not pair.far.is_connected
+
+    run(test())
+
+
+def test_rekeying_in_the_middle_of_a_flow_goes_unnoticed() -> None:
+    async def test() -> None:
+        async with Pair() as pair:
+            near, far, near_hears, far_hears = await pair.open()
+            pair.ssh._connection._rekey_bytes = MiB
+            pair.server._rekey_bytes = MiB
+            data = random.Random(3).randbytes(8 * MiB)
+            await asyncio.gather(
+                _send_all(near, near_hears, data), _send_all(far, far_hears, data), near_hears.eof.wait(), far_hears.eof.wait()
+            )
+            assert bytes(near_hears.data) == bytes(far_hears.data) == data
+
+    run(test())
