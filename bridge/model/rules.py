@@ -178,7 +178,10 @@ class _Learned:
 
 
 class RuleSet:
-    """The user's rules in their order, and what the resolver has taught them. Times are monotonic seconds."""
+    """The user's rules in their order, and what the resolver has taught them. Times are monotonic seconds.
+
+    `teaches`: there are name rules, so `learn` has a use.
+    """
 
     def __init__(self, rules: tuple[Rule, ...] = ()) -> None:
         if len(rules) > MAX_RULES:
@@ -186,7 +189,7 @@ class RuleSet:
         self.rules = rules
         self.warnings: list[str] = []
         self._learned: dict[str, _Learned] = {}  # by CIDR; the least recently learned first
-        self._teaches = any(rule.pattern is not None for rule in rules)
+        self.teaches = any(rule.pattern is not None for rule in rules)
 
     def routes(self) -> list[Route]:
         """The Routes that hold from the start: those of networks and of "*"."""
@@ -211,13 +214,15 @@ class RuleSet:
 
     def learn(self, name: str, addresses: Iterable[str], ttl_s: float, now: float) -> list[Route]:
         """`name` was answered with `addresses`. Returns the Routes newly wanted; they must stand before the app hears of it."""
-        if not self._teaches:
+        if not self.teaches:
             return []
         folded, wanted = fold(name), list[Route]()
         for network in _networks(addresses):
-            learned = self._learned.pop(network, None) or _Learned({}, [])
-            if len(self._learned) >= MAX_LEARNED and not self._make_room():
-                continue
+            learned = self._learned.pop(network, None)
+            if learned is None:
+                if len(self._learned) >= MAX_LEARNED and not self._make_room():
+                    continue
+                learned = _Learned({}, [])
             self._learned[network] = learned
             learned.names.pop(folded, None)
             learned.names[folded] = now + max(ttl_s, 0.0)
