@@ -48,7 +48,7 @@ BASE = "debian:bookworm-slim"
 
 _PACKAGE = Path(bridge.__file__).parent
 # What an image never imports: a change there must not make it, and so running agents, look outdated.
-_HOST_ONLY = ("cli", "_images", "_layer", "adapters/docker", "adapters/images.py", "adapters/hostdoor.py",
+_HOST_ONLY = ("cli", "_images", "_layer", "adapters/docker", "adapters/kube", "adapters/images.py", "adapters/hostdoor.py",
               "adapters/terminal.py", "engine/up.py")  # fmt: skip
 _LEFT_OUT = {"bridge": (*_HOST_ONLY, "agent"), "agent": (*_HOST_ONLY, "sidecar")}
 _WHEEL_PLATFORMS = ("manylinux_2_36", "manylinux_2_34", "manylinux_2_31", "manylinux_2_28", "manylinux2014")

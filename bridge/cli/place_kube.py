@@ -1,0 +1,385 @@
+"""Kubernetes as a place where targets live (needs.Place): finds the pod, puts the agent beside it, brings carriers, follows it.
+
+Theory of operation: one API session for as long as the place lives. An agent of this user's that still runs in the pod (a
+remembered container id, proven by its pinned host key) is used again: the carrier of that trial is kept for the first dial.
+Else one PATCH adds an ephemeral container on the lowest rung, or, by `--agent pod` and without a target, a helper pod is made.
+
+    environment   cat /proc/1/environ by exec in the target; else a file agent in its PID namespace; else the spec, with a warning
+
+Limits: an ephemeral container cannot be removed: it ends by its TTL, and the pod keeps its record. A helper pod has an address
+of its own: the target's network policy, its loopback and its source address are not had there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import secrets
+import socket
+import string
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bridge.adapters.kube import agents, kubeconfig
+from bridge.adapters.kube.agents import AgentSettings, HelperSettings
+from bridge.adapters.kube.api import Api, Missing, Refused
+from bridge.adapters.kube.carriers import Carriers
+from bridge.adapters.kube.launching import Launcher
+from bridge.adapters.kube.memory import Memory, Remembered
+from bridge.adapters.kube.targets import Finder, PodFound, path_of
+from bridge.adapters.kube.watching import Follower
+from bridge.engine.needs import TargetChange, Via
+from bridge.errors import AgentFailed, BridgeError, ClusterError, Forbidden, LinkError, LinkLost, SpecError, TargetNotFound
+from bridge.model.facts import AgentIdentity, TargetFound
+from bridge.model.target import KubeTarget, Targetless
+from bridge.model.wish import SessionWish
+from bridge.protocol import preamble
+
+log = logging.getLogger(__name__)
+Json = dict[str, Any]
+Progress = Callable[[str], None]
+CARRIERS: tuple[Via, ...] = ("port-forward", "exec")
+
+
+class KubePlace:
+    """One target of one session. `state` is the user's state folder, `image` the agent's where the wish names none."""
+
+    def __init__(
+        self, wish: SessionWish, session: str, owner: str, state: Path, image: str, *, environ: Mapping[str, str] | None = None
+    ) -> None:
+        if not isinstance(wish.target, KubeTarget | Targetless):
+            raise SpecError(f"{wish.target} is no Kubernetes target")
+        environ = os.environ if environ is None else environ
+        access = kubeconfig.load(wish.kubeconfig, wish.context, environ, Path.home())
+        self._wish, self._target, self._session, self._owner = wish, wish.target, session, owner
+        self.namespace = wish.namespace or access.namespace
+        self.api = Api(access)
+        self.warnings: list[str] = []
+        self._image = wish.agent_image or image
+        self._memory = Memory(state / "agents")
+        self._finder = Finder(self.api, self.namespace)
+        self._launcher = Launcher(self.api, self.namespace)
+        self._carriers = Carriers(self.api, self.namespace)
+        self._found: PodFound | None = None
+        self._agent: tuple[str, str] | None = None  # pod and container that hold it
+        self._kept: tuple[Via, socket.socket] | None = None
+        self._fault: BridgeError | None = None
+        self._guarding: asyncio.Future[None] | None = None
+
+    async def close(self) -> None:
+        """Give back what this process holds; what runs in the cluster stays."""
+        if self._guarding is not None:
+            self._guarding.cancel()
+        self._drop_kept()
+        await self._carriers.close()
+        await self.api.close()
+
+    async def find(self) -> TargetFound:
+        if isinstance(self._target, Targetless):
+            return TargetFound(text="targetless", where=f"namespace {self.namespace}", uid=f"{self.namespace}/{self._session}")
+        found = self._found = await self._look()
+        return TargetFound(
+            text=str(self._target),
+            where=f"pod {found.name} in namespace {self.namespace}",
+            uid=found.uid,
+            host_network=found.host_network,
+            hostname=found.hostname,
+        )
+
+    async def _look(self) -> PodFound:
+        assert isinstance(self._target, KubeTarget)  # the callers know
+        return await self._finder.find(self._target.kind, self._target.name, self._wish.container, self._has_our_agent)
+
+    def _has_our_agent(self, pod: Json) -> bool:
+        known = self._memory.recall(pod["metadata"]["uid"])
+        return known is not None and agents.running_agent(pod, known.name) == known.container_id
+
+    async def start_agent(self, public_key: str, progress: Progress) -> AgentIdentity:
+        self._drop_kept()
+        settings = AgentSettings(
+            image=self._image,
+            public_key=public_key,
+            ttl_s=self._wish.agent_ttl_s,
+            listen="any" if self._wish.via == "direct" else "loopback",
+        )
+        if isinstance(self._target, Targetless):
+            return await self._helper(settings, None, progress)
+        found = self._found or await self._look()
+        self._found = found
+        if found.host_network and not self._wish.yes_host_network:
+            raise ClusterError(f"pod {found.name} is on its node's own network: the app would be the node", hint="--yes-host-network")
+        if self._wish.agent_kind == "pod":
+            return await self._helper(settings, found, progress)
+        if reused := await self._reuse(found, settings):
+            progress(f"using agent {reused.name} again")
+            return reused
+        return await self._ephemeral(found, settings, progress)
+
+    async def _reuse(self, found: PodFound, settings: AgentSettings) -> AgentIdentity | None:
+        known = self._memory.recall(found.uid)
+        if known is None or known.made_of != _made_of(settings) or agents.running_agent(found.pod, known.name) != known.container_id:
+            return None
+        host = found.pod["status"].get("podIP") if settings.listen == "any" else None
+        identity = AgentIdentity(known.agent_id, known.host_key, known.port, known.name, host, reused=True)
+        self._agent = (found.name, known.name)
+        try:
+            self._kept = await self._dial(identity, ())
+        except (LinkError, AgentFailed) as error:  # it has just ended, or is about to: make another
+            log.debug("! agent %s cannot be used again: %s", known.name, error.message)
+            self._memory.forget(found.uid)
+            return None
+        return identity
+
+    async def _ephemeral(self, found: PodFound, settings: AgentSettings, progress: Progress) -> AgentIdentity:
+        name = agents.PREFIX + self._session
+        taken = {c["name"] for c in found.pod["spec"].get("ephemeralContainers") or ()}
+        if name in taken:  # an earlier one of this session: a name is never free again in a pod
+            name += "-" + "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(4))
+        uid = agents.target_uid(found.pod, found.container)
+        progress(f"adding ephemeral container {name} to pod {found.name}")
+        try:
+            await self._launcher.patch(found.name, agents.ephemeral(name, settings, "restricted", uid))
+        except Refused as error:
+            raise AgentFailed(f"the API server refused the agent (rung restricted): {error.said}",
+                              hint="--agent pod puts it into a pod of its own, if that is allowed") from error  # fmt: skip
+        except Missing as error:
+            raise TargetNotFound(f"pod {found.name} went away before the agent could be added: {error.message}") from error
+        pod = await self._launcher.running(found.name, name, progress)
+        progress("waiting for the agent's first words")
+        identity = await self._introduced(found.name, name, pod, settings)
+        container_id = agents.running_agent(pod, name)
+        if container_id:
+            remembered = Remembered(name, container_id, identity.agent_id, identity.host_key, identity.port, _made_of(settings))
+            self._memory.keep(found.uid, remembered)
+        return identity
+
+    async def _helper(self, settings: AgentSettings, found: PodFound | None, progress: Progress) -> AgentIdentity:
+        name = f"{agents.PREFIX}{self._session}-" + "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(4))
+        labels = {"mbridge.session": self._session, "mbridge.role": "agent", "mbridge.owner": self._owner}
+        body = agents.helper_pod(name, settings, HelperSettings(), labels, found.pod if found else None)
+        progress(f"creating helper pod {name}")
+        try:
+            await self._launcher.create(body)
+        except Refused as error:
+            raise AgentFailed(f"the API server refused the helper pod (rung restricted): {error.said}",
+                              hint=f"kubectl describe quota,limitrange -n {self.namespace}") from error  # fmt: skip
+        try:
+            pod = await self._launcher.running(name, "agent", progress)
+            identity = await self._introduced(name, "agent", pod, settings)
+        except BaseException:
+            with contextlib.suppress(BridgeError):
+                await self._launcher.delete(name)
+            raise
+        if found:
+            self.warnings.append(
+                f"the agent runs in helper pod {name}: not {found.name}'s address, loopback and network policy, but its own"
+            )
+        return identity
+
+    async def _introduced(self, pod_name: str, container: str, pod: Json, settings: AgentSettings) -> AgentIdentity:
+        agent_id, port, host_key = await self._launcher.first_line(pod_name, container)
+        self._agent = (pod_name, container)
+        host = pod["status"].get("podIP") if settings.listen == "any" else None
+        name = container if container != "agent" else pod_name
+        return AgentIdentity(agent_id, host_key, port, name, host)
+
+    async def dial(self, agent: AgentIdentity, avoid: Sequence[str]) -> tuple[Via, socket.socket]:
+        if self._fault is not None:
+            raise self._fault
+        if self._kept is not None:
+            (via, sock), self._kept = self._kept, None
+            if via not in avoid:
+                return via, sock
+            sock.close()
+        return await self._dial(agent, avoid)
+
+    async def _dial(self, agent: AgentIdentity, avoid: Sequence[str]) -> tuple[Via, socket.socket]:
+        """The first carrier that works. Raises the first one's error when none does."""
+        if self._agent is None:
+            raise LinkLost("there is no agent yet")
+        ways: Sequence[str] = CARRIERS if self._wish.via == "auto" else (self._wish.via,)
+        ways = [way for way in ways if way not in avoid] or ways
+        first: BridgeError | None = None
+        for way in ways:
+            try:
+                return await self._one(way, agent)
+            except (LinkLost, Forbidden, Refused, Missing) as error:
+                first = first or error
+        assert first is not None  # there is at least one way
+        if isinstance(first, Forbidden):
+            raise first
+        raise await self._explained(first)
+
+    async def _one(self, way: str, agent: AgentIdentity) -> tuple[Via, socket.socket]:
+        assert self._agent is not None  # _dial has looked
+        pod, container = self._agent
+        match way:
+            case "port-forward":
+                sock, head = await self._carriers.port_forward(pod, agent.port, preamble.SIZE)
+            case "exec":
+                sock, head = await self._carriers.exec(pod, container, [agents.PYTHON, "-m", "bridge.agent", "door"], preamble.SIZE)
+            case "direct":
+                sock, head = await _direct(agent)
+            case _:
+                raise SpecError(f"{way!r} is no carrier of a Kubernetes target", hint="--via auto, port-forward, exec or direct")
+        try:
+            preamble.check(head, agent.agent_id)
+        except BaseException:
+            sock.close()
+            raise
+        return way, sock
+
+    async def _explained(self, error: BridgeError) -> BridgeError:
+        """A dial failed: has the agent ended (make another), or is only the way to it broken (try again)?"""
+        assert self._agent is not None  # _dial has looked
+        name, container = self._agent
+        try:
+            pod = await self._finder.pod(name)
+        except Missing:
+            return LinkLost(f"pod {name} is gone")
+        except BridgeError:
+            return LinkLost(error.message)
+        verdict, said = agents.waiting_for(pod, container)
+        if verdict == "running":
+            return error if isinstance(error, LinkLost) else LinkLost(error.message)
+        self._memory.forget(pod["metadata"]["uid"])
+        return AgentFailed(f"agent {container} in pod {name} has ended: {said or verdict}")
+
+    async def environ(self) -> bytes:
+        if isinstance(self._target, Targetless):
+            return b""
+        found = self._found or await self._look()
+        self._found = found
+        shared = bool(found.pod["spec"].get("shareProcessNamespace"))
+        refused: BridgeError | None = None
+        if not shared:
+            try:
+                return await self._carriers.output(found.name, found.container, ["cat", "/proc/1/environ"])
+            except Forbidden as error:
+                refused = error
+            except ClusterError as error:
+                log.debug("! environment by exec: %s", error.message)
+        if refused is None:
+            try:
+                return await self._by_file_agent(found)
+            except (AgentFailed, Refused, Forbidden) as error:
+                refused = error
+        self.warnings.append(f"the environment is the pod spec's, not the process's own: {refused.message}")
+        log.warning("%s", self.warnings[-1])
+        return spec_environ(found.pod, found.container)
+
+    async def _by_file_agent(self, found: PodFound) -> bytes:
+        uid = agents.target_uid(found.pod, found.container)
+        target_id = _container_id(found)
+        failed: BridgeError | None = None
+        for rung in agents.file_rungs(uid):
+            name = f"{agents.PREFIX}{self._session}-env-" + "".join(secrets.choice(string.ascii_lowercase) for _ in range(4))
+            body = agents.file_agent(name, self._image, "IfNotPresent", found.container, rung, uid)
+            try:
+                await self._launcher.patch(found.name, body)
+                await self._launcher.running(found.name, name, lambda _: None)
+                command = [agents.PYTHON, "-m", "bridge.agent", "environ", "--container", target_id]
+                return await self._carriers.output(found.name, name, command)
+            except Forbidden:
+                raise
+            except ClusterError as error:
+                failed = error
+                log.debug("! environment on rung %s: %s", rung, error.message)
+        raise AgentFailed(f"no agent may read it: {failed.message if failed else ''}")
+
+    async def watch(self) -> AsyncGenerator[TargetChange, None]:
+        if isinstance(self._target, Targetless) or self._found is None:
+            await asyncio.Event().wait()
+            return
+        follower = Follower(self.api, self.namespace, self._found, self._look)
+        self._guard()
+        async with contextlib.aclosing(follower.changes()) as changes:
+            async for kind, why in changes:
+                self._found = follower.found
+                if kind == "moved":
+                    self._agent = None
+                    self._drop_kept()
+                yield TargetChange(kind, why)
+
+    def _guard(self) -> None:
+        """Only where the target shares the agent's PID namespace can it write into the agent's log."""
+        if self._guarding is not None or self._agent is None or self._found is None:
+            return
+        if not self._found.pod["spec"].get("shareProcessNamespace"):
+            return
+
+        async def guard(pod: str, container: str) -> None:
+            try:
+                await self._launcher.guard(pod, container)
+            except BridgeError as error:
+                if isinstance(error, LinkError):
+                    self._fault = error
+                    await self._carriers.close()
+
+        self._guarding = asyncio.ensure_future(guard(*self._agent))
+
+    async def remove_agent(self) -> None:
+        await remove(self.api, self.namespace, self._session)
+
+    def place(self) -> dict[str, str | None]:
+        """What `reopen` needs to find this place again."""
+        return {"kind": "kube", "namespace": self.namespace, "context": self.api.access.context, "kubeconfig": self._wish.kubeconfig}
+
+    def _drop_kept(self) -> None:
+        if self._kept is not None:
+            self._kept[1].close()
+            self._kept = None
+
+
+async def remove(api: Api, namespace: str, session: str) -> None:
+    """Delete the session's helper pods; ephemeral containers end by their TTL."""
+    query = [("labelSelector", f"mbridge.session={session},mbridge.role=agent")]
+    try:
+        items = (await api.get(path_of("pod", namespace), query))["items"]
+    except Forbidden:
+        return  # whoever may not list made none either: a helper pod's start looks at it
+    for item in items:
+        with contextlib.suppress(Missing):
+            await api.request("DELETE", path_of("pod", namespace, item["metadata"]["name"]), [("gracePeriodSeconds", "0")])
+
+
+def spec_environ(pod: Json, container: str) -> bytes:
+    """The literal values of a container's spec, as /proc/PID/environ has them; references are left out."""
+    for entry in (*pod["spec"].get("containers", ()), *pod["spec"].get("initContainers", ())):
+        if entry["name"] == container:
+            pairs = [f"{item['name']}={item['value']}" for item in entry.get("env") or () if "value" in item]
+            return b"".join(pair.encode() + b"\0" for pair in pairs)
+    return b""
+
+
+def _made_of(settings: AgentSettings) -> str:
+    return hashlib.sha256("\0".join((settings.image, settings.public_key, settings.listen)).encode()).hexdigest()
+
+
+def _container_id(found: PodFound) -> str:
+    from bridge.adapters.kube.targets import container_status
+
+    return str(container_status(found.pod, found.container).get("containerID") or "").rpartition("//")[2]
+
+
+async def _direct(agent: AgentIdentity) -> tuple[socket.socket, bytes]:
+    if not agent.host:
+        raise LinkLost("the agent has no address of its own")
+    loop = asyncio.get_running_loop()
+    sock = socket.socket(socket.AF_INET6 if ":" in agent.host else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        async with asyncio.timeout(5):
+            await loop.sock_connect(sock, (agent.host, agent.port))
+            head = b""
+            while len(head) < preamble.SIZE and (piece := await loop.sock_recv(sock, preamble.SIZE - len(head))):
+                head += piece
+    except (OSError, TimeoutError) as error:
+        sock.close()
+        raise LinkLost(f"direct: {agent.host}:{agent.port}: {error or 'no answer'}") from error
+    return sock, head
