@@ -86,7 +86,9 @@ def bridge(image: str, pause_name: str, volume: str, run_folder: Path | None, ma
         "Labels": dict(marks),
         "HostConfig": {
             "NetworkMode": f"container:{pause_name}",
-            "Binds": [f"{volume}:{VOLUME_IN_BRIDGE}", *([f"{run_folder}:/run/mbridge"] if run_folder else [])],
+            "Binds": [f"{volume}:{VOLUME_IN_BRIDGE}"],
+            # As a mount: for a bind that does not exist where the engine runs it refuses, instead of making a folder there
+            "Mounts": [{"Type": "bind", "Source": str(run_folder), "Target": "/run/mbridge"}] if run_folder else [],
             "Tmpfs": {} if run_folder else {"/run/mbridge": "mode=0700,size=1m"},
             "CapDrop": ["ALL"],
             "CapAdd": ["NET_ADMIN", "NET_RAW"],

@@ -34,7 +34,9 @@ class Engine:
         self.info: Json = {}
 
     async def connect(self) -> Self:
-        """Agree on a version. Raises EngineUnavailable (not running, no rights, too old)."""
+        """Agree on a version, once. Raises EngineUnavailable (not running, no rights, too old)."""
+        if self.wire.version is not None:
+            return self
         try:
             self.info = await self._ask("GET", "/version", timeout_s=15)
             newest = _version(self.info["ApiVersion"])

@@ -1,0 +1,44 @@
+"""Our own images, there or built: the engine is asked for the name first, and only a missing one brings in the builder."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Literal
+
+from bridge.adapters.docker.endpoint import Endpoint
+from bridge.adapters.docker.engine import Engine
+
+
+async def ensure(engine: Engine, which: Literal["bridge", "agent"], progress: Callable[[str], None]) -> str:
+    """The image's name. Building one takes the better part of a minute, once per version."""
+    name = await asyncio.to_thread(_tag, which)
+    if await engine.image(name) is None:
+        loop = asyncio.get_running_loop()
+
+        def say(line: str) -> None:
+            loop.call_soon_threadsafe(progress, line)
+
+        await asyncio.to_thread(_build, engine.endpoint, which, say)
+    return name
+
+
+def _tag(which: Literal["bridge", "agent"]) -> str:
+    from bridge.adapters import images
+
+    return images.tag(which)
+
+
+def _build(endpoint: Endpoint, which: Literal["bridge", "agent"], progress: Callable[[str], None]) -> None:
+    import docker
+    from docker.tls import TLSConfig
+
+    from bridge.adapters import images
+
+    certs = (endpoint.cert, endpoint.key) if endpoint.cert and endpoint.key else None
+    tls = TLSConfig(client_cert=certs, ca_cert=endpoint.ca, verify=endpoint.verify) if endpoint.tls else False
+    client = docker.DockerClient(base_url=endpoint.url, tls=tls, timeout=600)
+    try:
+        images.build(client, which, progress)
+    finally:
+        client.close()
