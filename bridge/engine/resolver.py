@@ -17,7 +17,6 @@ Limits: 4,096 queries under way; 256 TCP connections with 64 queries each, close
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -238,25 +237,27 @@ class DnsServer:
     async def _serve_connection(self, connection: socket.socket) -> None:
         """Queries may be pipelined; each is answered as soon as its answer is there (RFC 7766, 6.2.1.1)."""
         room = asyncio.Semaphore(_MAX_PIPELINED)
+        reader, writer = await asyncio.open_connection(sock=connection)
         try:
-            reader, writer = await asyncio.open_connection(sock=connection)
-            with contextlib.closing(writer):
-                async with asyncio.TaskGroup() as queries:
-                    while (message := await _next_message(reader)) is not None:
-                        await room.acquire()
-                        queries.create_task(self._answer_on(writer, message, room), name="dns-query")
+            async with asyncio.TaskGroup() as queries:
+                while (message := await _next_message(reader)) is not None:
+                    await room.acquire()
+                    queries.create_task(self._answer_on(writer, message, room), name="dns-query")
+            writer.close()
         except* OSError as group:
             log.debug("x dns connection: %s", group.exceptions[0])
         finally:
             self._connections -= 1
-            connection.close()
+            if not writer.is_closing():
+                writer.transport.abort()
 
     async def _answer_on(self, writer: asyncio.StreamWriter, message: bytes, room: asyncio.Semaphore) -> None:
         try:
             answer = await self._resolver.ask(self._nameserver, message, over_tcp=True)
             if answer is not None:
                 writer.write(len(answer).to_bytes(2, "big") + answer)
-                await writer.drain()
+                async with asyncio.timeout(IDLE_S):
+                    await writer.drain()
         finally:
             room.release()
 

@@ -293,16 +293,10 @@ class Cache:
 _MAX_NAMESERVERS = 8  # libc takes three (MAXNS, resolv.h), other resolvers more
 _OWN, _TARGETS = "# mbridge: the app's own names", "# mbridge: the target's names"
 _EVERYWHERE = frozenset(
-    [
-        "localhost",
-        "localhost.localdomain",
-        "ip6-localhost",
-        "ip6-loopback",
-        "ip6-localnet",
-        "ip6-mcastprefix",
-        "ip6-allnodes",
-        "ip6-allrouters",
-    ]
+    (
+        *("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback"),
+        *("ip6-localnet", "ip6-mcastprefix", "ip6-allnodes", "ip6-allrouters"),
+    )
 )
 
 
