@@ -2,7 +2,8 @@
 
 Theory of operation: routing decides every verdict (docs/design/001-spine.md, "Routing decides"). A verdict is an `ip rule`
 whose priority is its place in the user's list, so TCP, UDP and ICMP agree, `connect()` picks the right source address and
-the first match wins. Wiring is idempotent: rules and routes of ours that stand already are taken away first.
+the first match wins. Wiring is idempotent: rules and routes of ours that stand already are taken away first, behind a guard
+rule that makes everything but loopback unreachable meanwhile, since an app may be running that an earlier bridge wired.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from bridge.model.rules import Route, Verdict
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from bridge.errors import MissingCapability
+from bridge.model.rules import Route, Verdict
 
 log = logging.getLogger(__name__)
 
 TABLE = 0x6D62
 MARK_SELF, MARK_REPLY = 0x6D620010, 0x6D620011
-PRIORITY_FIRST, PRIORITY_LAST = 100, 20200
+PRIORITY_GUARD, PRIORITY_FIRST, PRIORITY_LAST = 90, 100, 20200
 PRIORITY_NETWORKS, PRIORITY_NAMES, PRIORITY_CLUSTER = 20000, 20010, 20100
 
 _MAIN = 254
@@ -65,6 +66,8 @@ class SessionRoutes:
 
     async def wire(self, tun: str, mtu: int, addresses: Sequence[str], app_networks: Iterable[str], routes: Iterable[Route]) -> None:
         """Give the tun the target's `addresses` ("10.0.3.7/24"), send CLUSTER to it, and keep `routes`' verdicts."""
+        for family in _FAMILIES:
+            await self._rule(family, PRIORITY_GUARD, action=_FR_ACT_UNREACHABLE)
         await self._clear()
         found = list(await self._ip.link_lookup(ifname=tun))
         index = found[0]
@@ -87,6 +90,8 @@ class SessionRoutes:
         for network in app_networks:
             await self.learn([Route(PRIORITY_NETWORKS, network, Verdict.DIRECT, None, None)])
         await self.learn(routes)
+        for family in _FAMILIES:
+            await self._rule(family, PRIORITY_GUARD, verb="del")
 
     async def learn(self, routes: Iterable[Route]) -> None:
         """Add rules; one that stands already is left as it is."""

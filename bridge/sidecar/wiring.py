@@ -35,6 +35,7 @@ _QUEUE = 0x6D62
 _RESOLV_CONF, _HOSTS = Path("/etc/resolv.conf"), Path("/etc/hosts")
 _ACCEPTS_PER_WAKE, _PACKETS_PER_WAKE = 64, 64
 _EXPIRE_EVERY_S = 30.0
+_NO_HOLD = "this kernel holds no connections (module nfnetlink_queue): connect() succeeds first and is reset where the target refuses"
 
 
 class Wired:
@@ -78,6 +79,11 @@ class Wired:
         self._start_datagrams(tun_fd, app_networks)
         self._start_dns(resolvers)
         self._write_files(facts)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What works less well than it might, in the user's words."""
+        return tuple(self.rules.warnings) if self.holder else (*self.rules.warnings, _NO_HOLD)
 
     def change_names(self, names: Sequence[str]) -> None:
         """Containers on the app's networks came or went."""
