@@ -47,7 +47,7 @@ PONG_S = 5.0
 GREETING_S = 10.0
 _MAX_BUFFERS = 512  # half of IOV_MAX (writev(2))
 
-Buffer = bytes | memoryview
+Buffer = bytes | bytearray | memoryview
 
 
 class StreamRefused(LinkLost):

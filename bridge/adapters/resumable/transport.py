@@ -19,7 +19,7 @@ from typing import Any
 
 from bridge.adapters.resumable.carrier import Carrier
 from bridge.errors import BridgeError, LinkLost, LocalProtocolError, RemoteProtocolError
-from bridge.protocol.stream import REPLAY_BYTES, State, Stream, StreamRefused
+from bridge.protocol.stream import REPLAY_BYTES, Buffer, State, Stream, StreamRefused
 from bridge.protocol.stream_frames import ID_SIZE, NONCE_SIZE, Kind, Reader
 
 _HIGH_BYTES, _LOW_BYTES = 2 << 20, 512 << 10
@@ -88,10 +88,10 @@ class ResumableTransport(asyncio.Transport):
         """The 32 bytes agreed inside SSH. From now on the stream can be resumed."""
         self.stream.set_secret(secret)
 
-    def start(self, protocol: asyncio.Protocol, *, views: bool = False) -> None:
-        """Give the stream its protocol. With `views` it gets memoryviews, valid during the call only, instead of bytes."""
+    def start(self, protocol: asyncio.Protocol) -> None:
+        """Give the stream its protocol. One that has a true `takes_views` gets memoryviews, valid during the call only, not bytes."""
         self._protocol = protocol
-        self._views = views
+        self._views = bool(getattr(protocol, "takes_views", False))
         protocol.connection_made(self)
         early, self._early = self._early, []
         for data in early:
@@ -158,10 +158,11 @@ class ResumableTransport(asyncio.Transport):
         self._flush()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Bytes and bytearrays are kept by reference until the far end has them, and must not change; a view is copied."""
         if self._closing:
             return
         stream = self.stream
-        stream.write(data if type(data) is bytes else bytes(data))
+        stream.write(bytes(data) if isinstance(data, memoryview) else data)
         if self._carrier is not None and not self._carrier.busy:
             if stream.unsent_bytes >= _FLUSH_BYTES:
                 self._flush()
@@ -233,13 +234,13 @@ class ResumableTransport(asyncio.Transport):
         """The owner gives the stream up."""
         self._end(exc)
 
-    def _deliver(self, data: bytes | memoryview) -> None:
+    def _deliver(self, data: Buffer) -> None:
         if self._closing:
             return
         if self._protocol is None:
             self._early.append(bytes(data))
         elif self._views:
-            self._protocol.data_received(data)  # type: ignore[arg-type]  # asked for by `views`
+            self._protocol.data_received(data)  # type: ignore[arg-type]  # asked for by `takes_views`
         else:
             self._protocol.data_received(bytes(data))
 
