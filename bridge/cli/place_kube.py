@@ -30,7 +30,7 @@ from bridge.adapters.kube.api import Api, Missing, Refused
 from bridge.adapters.kube.carriers import Carriers
 from bridge.adapters.kube.launching import Launcher
 from bridge.adapters.kube.memory import Memory, Remembered
-from bridge.adapters.kube.targets import Finder, PodFound, path_of
+from bridge.adapters.kube.targets import Finder, PodFound, container_status, is_ready, path_of
 from bridge.adapters.kube.watching import Follower
 from bridge.engine.needs import TargetChange, Via
 from bridge.errors import AgentFailed, BridgeError, ClusterError, Forbidden, LinkError, LinkLost, SpecError, TargetNotFound
@@ -55,16 +55,18 @@ class KubePlace:
             raise SpecError(f"{wish.target} is no Kubernetes target")
         environ = os.environ if environ is None else environ
         access = kubeconfig.load(wish.kubeconfig, wish.context, environ, Path.home())
-        self._wish, self._target, self._session, self._owner = wish, wish.target, session, owner
+        self._wish, self._target, self._session, self._owner = wish, wish.target, session or "look", owner
+        self._looks_only = not session  # nobody will end this place: each answer ends its connections itself
         self.namespace = wish.namespace or access.namespace
         self.api = Api(access)
         self.warnings: list[str] = []
         self._image = wish.agent_image or image
-        self._memory = Memory(state / "agents")
+        self._memory = Memory(state / "kube-agents")
         self._finder = Finder(self.api, self.namespace)
         self._launcher = Launcher(self.api, self.namespace)
         self._carriers = Carriers(self.api, self.namespace)
         self._found: PodFound | None = None
+        self._stale = False
         self._agent: tuple[str, str] | None = None  # pod and container that hold it
         self._kept: tuple[Via, socket.socket] | None = None
         self._fault: BridgeError | None = None
@@ -78,10 +80,19 @@ class KubePlace:
         await self._carriers.close()
         await self.api.close()
 
+    @contextlib.asynccontextmanager
+    async def _asking(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            if self._looks_only:
+                await self.close()
+
     async def find(self) -> TargetFound:
         if isinstance(self._target, Targetless):
             return TargetFound(text="targetless", where=f"namespace {self.namespace}", uid=f"{self.namespace}/{self._session}")
-        found = self._found = await self._look()
+        async with self._asking():
+            found = self._found = await self._look()
         return TargetFound(
             text=str(self._target),
             where=f"pod {found.name} in namespace {self.namespace}",
@@ -89,6 +100,18 @@ class KubePlace:
             host_network=found.host_network,
             hostname=found.hostname,
         )
+
+    async def _now(self) -> PodFound:
+        """The pod that was found, as it is now; another one of the target where it is ready no more."""
+        if self._found is not None and not self._stale:
+            self._stale = True  # what is made from now on is not in it
+            return self._found
+        if self._found is not None:
+            with contextlib.suppress(Missing):
+                pod = await self._finder.pod(self._found.name)
+                if is_ready(pod) and pod["metadata"]["uid"] == self._found.uid:
+                    return PodFound(pod, self._found.container)
+        return await self._look()
 
     async def _look(self) -> PodFound:
         assert isinstance(self._target, KubeTarget)  # the callers know
@@ -108,8 +131,7 @@ class KubePlace:
         )
         if isinstance(self._target, Targetless):
             return await self._helper(settings, None, progress)
-        found = self._found or await self._look()
-        self._found = found
+        found = self._found = await self._now()
         if found.host_network and not self._wish.yes_host_network:
             raise ClusterError(f"pod {found.name} is on its node's own network: the app would be the node", hint="--yes-host-network")
         if self._wish.agent_kind == "pod":
@@ -252,8 +274,12 @@ class KubePlace:
     async def environ(self) -> bytes:
         if isinstance(self._target, Targetless):
             return b""
-        found = self._found or await self._look()
-        self._found = found
+        async with self._asking():
+            if self._found is None:
+                self._found = await self._look()
+            return await self._environ(self._found)
+
+    async def _environ(self, found: PodFound) -> bytes:
         shared = bool(found.pod["spec"].get("shareProcessNamespace"))
         refused: BridgeError | None = None
         if not shared:
@@ -323,11 +349,10 @@ class KubePlace:
         self._guarding = asyncio.ensure_future(guard(*self._agent))
 
     async def remove_agent(self) -> None:
-        await remove(self.api, self.namespace, self._session)
-
-    def place(self) -> dict[str, str | None]:
-        """What `reopen` needs to find this place again."""
-        return {"kind": "kube", "namespace": self.namespace, "context": self.api.access.context, "kubeconfig": self._wish.kubeconfig}
+        try:
+            await remove(self.api, self.namespace, self._session)
+        finally:
+            await self.close()
 
     def _drop_kept(self) -> None:
         if self._kept is not None:
@@ -361,8 +386,6 @@ def _made_of(settings: AgentSettings) -> str:
 
 
 def _container_id(found: PodFound) -> str:
-    from bridge.adapters.kube.targets import container_status
-
     return str(container_status(found.pod, found.container).get("containerID") or "").rpartition("//")[2]
 
 
