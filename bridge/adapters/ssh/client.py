@@ -35,7 +35,7 @@ class Startable(Protocol):
     """A transport that begins to feed a protocol when told (ResumableTransport)."""
 
     def start(self, protocol: asyncio.Protocol) -> None:
-        """Calls `connection_made` with itself, then `data_received` as bytes come."""
+        """Calls `connection_made` with itself, then `data_received` as bytes come: as memoryviews where it `takes_views`."""
 
 
 class _Connection(FastPath, asyncssh.SSHClientConnection):

@@ -109,6 +109,7 @@ class FastPath(SSHConnection):
     """Mixed into asyncssh's client and server connections. `windows` bounds what all channels may have under way."""
 
     windows: Windows
+    takes_views = True  # of its transport: nothing is kept past `data_received`
 
     def prepare(self, windows: Windows) -> None:
         """Before connection_made."""
@@ -172,7 +173,7 @@ class FastPath(SSHConnection):
 
     # receiving
 
-    def data_received(self, data: bytes, datatype: Any = None) -> None:
+    def data_received(self, data: bytes | memoryview, datatype: Any = None) -> None:
         if type(self._recv_encryption) is not Gcm or self._inpbuf or self._recv_handler != self._recv_pkthdr:
             super().data_received(bytes(data))
             return
@@ -184,7 +185,7 @@ class FastPath(SSHConnection):
         except Exception:  # as asyncssh does: what a peer can provoke must close its connection and nothing else
             self.internal_error()
 
-    def _take_packets(self, data: bytes) -> None:
+    def _take_packets(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
         if self._held:
             view = self._complete_held(view)

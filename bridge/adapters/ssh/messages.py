@@ -34,6 +34,12 @@ class Messages:
         self._channel.write(frames.encode(body))
         return True
 
+    def end(self) -> None:
+        """Close once all that was sent has gone out; the far side hears its end."""
+        self.lost = True
+        self._channel.close()
+        self._on_lost()
+
     def close(self) -> None:
         self.lost = True
         self._channel.abort()
