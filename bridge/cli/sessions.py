@@ -185,22 +185,22 @@ def find(word: str) -> SessionFolder:
     raise SpecError(f"no session is called {word!r}", hint=f"did you mean {near[0]}?" if near else "mbridge status")
 
 
-def orphan(key: str) -> SessionFolder | None:
+def orphan(identity: str) -> SessionFolder | None:
     """A session of the same wish whose host process is gone: `up` takes it over."""
     for folder in all_sessions():
         with contextlib.suppress(BridgeError):
             plan = folder.plan()
-            if plan is not None and plan.key == key and folder.served() is None:
+            if plan is not None and plan.key.partition(":")[0] == identity and folder.served() is None:
                 return folder
     return None
 
 
-def running(key: str) -> SessionFolder | None:
+def running(identity: str) -> SessionFolder | None:
     """A session of the same wish that is being served."""
     for folder in all_sessions():
         with contextlib.suppress(BridgeError):
             plan = folder.plan()
-            if plan is not None and plan.key == key and folder.served() is not None:
+            if plan is not None and plan.key.partition(":")[0] == identity and folder.served() is not None:
                 return folder
     return None
 

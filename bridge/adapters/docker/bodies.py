@@ -99,14 +99,17 @@ def bridge(image: str, pause_name: str, volume: str, run_folder: Path | None, ma
     }
 
 
-def app(wish: AppWish, image: Json, pause_name: str, volume: str, marks: Mapping[str, str], base: Path | None = None) -> Json:
-    """`image`: what the engine says of the app's image. Its environment reaches the app through the launcher's file alone."""
-    config = image.get("Config") or {}
+def app(wish: AppWish, image: Json | None, pause_name: str, volume: str, marks: Mapping[str, str], base: Path | None = None) -> Json:
+    """`image`: what the engine says of the app's image, None where it is not there (a dry run).
+
+    The app's environment reaches it through the launcher's file alone.
+    """
+    config = (image or {}).get("Config") or {}
     if wish.entrypoint is None:
         program, command = list(config.get("Entrypoint") or ()), list(wish.command or config.get("Cmd") or ())
     else:  # as docker run: an entrypoint of the user's own drops the image's command too, and "" is none at all
         program, command = [wish.entrypoint] if wish.entrypoint else [], list(wish.command)
-    if not program and not command:
+    if image is not None and not program and not command:
         raise SpecError(f"image {wish.image} names no program", hint="add a command after the image")
     _, anonymous = options.volumes(wish.volumes, base)
     host = options.host_config(wish, base)

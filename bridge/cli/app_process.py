@@ -1,0 +1,106 @@
+"""The app's container as a process of the user's: stdio, terminal, signals, exit code, as `docker run` has them.
+
+Order: attached and waited for before it starts, so that neither its first byte nor an end within milliseconds is missed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Iterator
+
+from bridge.adapters import terminal
+from bridge.adapters.docker.engine import Engine
+from bridge.adapters.docker.wire import STDERR, Hijacked
+from bridge.engine.up import untorn
+from bridge.errors import EngineUnavailable, HostError
+
+_IMPATIENT = 3  # as docker run: the third signal that has no effect ends it
+
+
+class AppProcess:
+    """One run of the app's container."""
+
+    def __init__(self, engine: Engine, container: str, *, interactive: bool, tty: bool, attach: bool) -> None:
+        self.running = False
+        self._engine, self._container = engine, container
+        self._interactive, self._tty, self._attach = interactive, tty, attach
+        self._signals = 0
+
+    async def run(self, *, started_already: bool = False) -> int:
+        """Start it, pass its stdio on, return its exit code."""
+        stream = await self._engine.attach(self._container, stdin=self._interactive, tty=self._tty) if self._attach else None
+        noted = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        waiting = loop.create_task(self._engine.wait(self._container, noted), name="app-wait")
+        output = loop.create_task(self._show(stream), name="app-output") if stream else None
+        try:
+            noting = loop.create_task(noted.wait(), name="app-noted")
+            await asyncio.wait([waiting, noting], return_when=asyncio.FIRST_COMPLETED)
+            noting.cancel()
+            with self._terminal(stream) if stream else contextlib.nullcontext():
+                if not started_already:
+                    await untorn(self._engine.start(self._container), "start app")
+                self.running = True
+                await self._resize()
+                code = await self._ended(waiting)
+                self.running = False
+                if output is not None:
+                    await output
+            return code
+        finally:
+            self.running = False
+            waiting.cancel()
+            if output is not None:
+                output.cancel()
+            if stream is not None:
+                stream.close()
+
+    async def _ended(self, waiting: asyncio.Task[int]) -> int:
+        """The exit code, also where the engine was restarted meanwhile (live restore) and the wait was cut."""
+        try:
+            return await waiting
+        except EngineUnavailable:
+            found = None
+            with contextlib.suppress(HostError):
+                found = await self._engine.inspect(self._container)
+            if found is None or found["State"]["Running"]:
+                raise
+            return int(found["State"]["ExitCode"])
+
+    async def on_signal(self, number: int) -> None:
+        self._signals += 1
+        name = "KILL" if self._signals >= _IMPATIENT else signal.Signals(number).name.removeprefix("SIG")
+        with contextlib.suppress(HostError):
+            await self._engine.kill(self._container, name)
+
+    async def _show(self, stream: Hijacked) -> None:
+        async for kind, data in stream.chunks():
+            if not await terminal.write_all(2 if kind == STDERR else 1, data):
+                return  # nobody reads our output any more; the app goes on, as under docker run
+
+    @contextlib.contextmanager
+    def _terminal(self, stream: Hijacked) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        with contextlib.ExitStack() as stack:
+            if self._interactive:
+                if self._tty:
+                    stack.enter_context(terminal.raw())
+
+                async def write(data: bytes) -> None:
+                    with contextlib.suppress(ConnectionError, RuntimeError):
+                        stream.writer.write(data)
+                        await stream.writer.drain()
+
+                stack.callback(terminal.read_stdin(write, stream.end_input))
+            if self._tty and terminal.size() is not None:
+                stack.enter_context(terminal.on_resize(lambda: resizing.append(loop.create_task(self._resize(), name="resize"))))
+                resizing: list[asyncio.Task[None]] = []  # kept: a task that nobody holds may vanish
+            yield
+
+    async def _resize(self) -> None:
+        size = terminal.size() if self._tty else None
+        if size is not None:
+            with contextlib.suppress(HostError):
+                await self._engine.resize(self._container, *size)

@@ -1,0 +1,395 @@
+"""One session, from its wish to its undo, in the host process.
+
+Theory of operation: nothing is changed before the target is found and the plan is on disk. Then two chains run side by side: the
+agent beside the target, and on the developer's engine volume, pause, bridge and the app's container, not started. The bridge is
+configured with the agent's key and wires the netns; when it says `ready`, the app starts, in a namespace that is wired already.
+
+    find ─ images ─ journal ─┬─ agent ──────────────────────────────┐
+                             ├─ folder, volume, pause, bridge, app ─┼─ configure ─ ready ─ start app ─ serve ─ undo
+                             └─ environment of the target ──────────┘
+
+A signal before the app runs cancels the start and undoes what was made; afterwards it is the app's (`run`), or ends the session
+(`up`). `up` takes over a session whose host process was killed: the same plan is applied again, and adopts what is there.
+
+Limits: one session per call; several run side by side in tasks of one loop only with `handle_signals=False`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from bridge.adapters.docker import bodies, options
+from bridge.adapters.docker.engine import Engine
+from bridge.cli import places, sessions
+from bridge.cli.app_process import AppProcess
+from bridge.cli.own_images import ensure
+from bridge.cli.serving import Serving
+from bridge.cli.sessions import SessionFolder
+from bridge.cli.world import World
+from bridge.engine import up
+from bridge.engine.needs import Place
+from bridge.errors import BridgeError, HostError, SpecError
+from bridge.model.environ import choose, envfile, parse_environ
+from bridge.model.facts import BridgeConfig, TargetFound
+from bridge.model.plan import Agent, Container, Folder, Op, Plan, Start, Volume, containers
+from bridge.model.session import LinkStatus, SessionStatus, State
+from bridge.model.wish import SessionWish
+from bridge.protocol import door as wire
+
+log = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_GRACE_S = 10  # as docker stop
+_LINK_STATES = {"connected": "up", "connecting": "connecting", "reconnecting": "connecting", "failed": "down"}
+
+
+class StepLine(Protocol):
+    def now(self, text: str) -> None: ...
+    def done(self, text: str) -> None: ...
+
+
+class Teller(Protocol):
+    """What a session says while it starts and lives (cli/ui.py: Ui)."""
+
+    raw: bool
+
+    def step(self, what: str) -> AbstractContextManager[StepLine]: ...
+    def warn(self, message: str) -> None: ...
+    def note(self, message: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a session is hosted. `run` passes signals to the app; `up` takes them as the end, and takes over what was orphaned."""
+
+    attach: bool = True
+    signals_end_it: bool = False
+    take_over: bool = False
+    handle_signals: bool = True
+    on_ready: Callable[[str], None] = lambda session: None
+
+
+async def host(wish: SessionWish, ui: Teller, manner: Manner = Manner()) -> int:
+    """Run one session to its end; the app's exit code, or 128 + the signal that ended it before the app ran.
+
+    Raises BridgeError when mbridge itself failed, CleanupError when something could not be undone.
+    """
+    engine = await places.own_engine()
+    folder = await _folder(wish, ui, manner)
+    if folder is None:
+        return 0
+    return await _Hosting(wish, ui, manner, engine, folder).run()
+
+
+async def plan_of(wish: SessionWish) -> Plan:
+    """What `host` would do; nothing is made."""
+    engine = await places.own_engine()
+    folder = sessions.new()
+    found = await places.place_of(wish, folder.id).find()
+    image = await engine.image(wish.app.image)
+    return _plan(wish, folder, found, engine, _bridge_tag(), image)
+
+
+class _Hosting:
+    def __init__(self, wish: SessionWish, ui: Teller, manner: Manner, engine: Engine, folder: SessionFolder) -> None:
+        self._wish, self._ui, self._manner, self._engine, self._folder = wish, ui, manner, engine, folder
+        self._place: Place = places.place_of(wish, folder.id)
+        self._made: list[Op] = []
+        self._signal: int | None = None
+        self._app: AppProcess | None = None
+        self._main: asyncio.Task[int] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._status = SessionStatus(
+            folder.id,
+            str(wish.target),
+            State.STARTING,
+            _now(),
+            ports=wish.app.ports,
+            app=wish.app_name,
+            container=_app_name(wish, folder.id),
+        )
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        self._main = loop.create_task(self._session(), name=f"session-{self._folder.id}")
+        async with self._signals():
+            try:
+                return await self._main
+            except asyncio.CancelledError:
+                if self._signal is None:
+                    raise
+                return 128 + self._signal
+
+    async def _session(self) -> int:
+        with self._ui.step("target") as step:
+            found = await self._place.find()
+            step.done(found.where)
+        if found.host_network and not self._wish.yes_host_network:
+            raise SpecError(
+                f"{found.where} uses its host's own network: rules would reach the host", hint="--yes-host-network if that is meant"
+            )
+        private_key, public_key = sessions.key_pair()
+        with self._folder.lock():
+            failures: list[up.Failure] = []
+            try:
+                plan, adopted = await self._planned(found)
+                self._folder.save(plan)
+                self._folder.write_status(self._status)
+                world = World(self._folder.id, self._engine, self._place, public_key)
+                return await self._made_and_served(plan, world, private_key, public_key, adopted)
+            finally:
+                self._tell_state(State.STOPPING)
+                if self._made:
+                    await self._stop_app()
+                    world = World(self._folder.id, self._engine, self._place)
+                    failures = await up.undo(self._made, world)
+                if not failures:
+                    self._folder.forget()
+                else:
+                    self._tell_state(State.FAILED, failures[0][1].message)
+                    raise up.what_is_left(self._folder.id, failures)
+
+    async def _planned(self, found: TargetFound) -> tuple[Plan, bool]:
+        kept = self._folder.plan()
+        if kept is not None:
+            return kept, True
+        with self._ui.step("images") as step:
+            image = await ensure(self._engine, "bridge", step.now)
+            app_image = await self._app_image(step)
+        return _plan(self._wish, self._folder, found, self._engine, image, app_image), False
+
+    async def _app_image(self, step: StepLine) -> dict[str, Any]:
+        app = self._wish.app
+        image = None if app.pull == "always" else await self._engine.image(app.image)
+        if image is None:
+            if app.pull == "never":
+                raise HostError(f"image {app.image} is not on the engine", hint=f"docker pull {app.image}, or leave --pull never away")
+            step.now(f"pulling {app.image}")
+            await self._engine.pull(app.image, app.platform, step.now)
+            image = await self._engine.image(app.image)
+        if image is None:
+            raise HostError(f"image {app.image} is not on the engine although it was pulled", hint=f"docker pull {app.image}")
+        return image
+
+    async def _made_and_served(self, plan: Plan, world: World, private_key: str, public_key: str, adopted: bool) -> int:
+        by_role = containers(plan.steps)
+        agent_steps = [op for op in plan.steps if isinstance(op, Agent)]
+        own_steps = [op for op in plan.steps if not isinstance(op, Agent) and op != Start(by_role["app"].name)]
+        environ: asyncio.Task[bytes] | None = None
+        async with _first_error() as group:
+            group.create_task(self._apply("agent", agent_steps, world), name="agent")
+            group.create_task(self._apply("network", own_steps, world), name="network")
+            if not adopted:
+                environ = group.create_task(self._environ(), name="environ")
+        assert world.agent is not None  # the Agent step brought it
+        self._status = dataclasses.replace(self._status, agent=world.agent.name)
+        wish = self._wish
+        config = BridgeConfig(
+            plan.session, plan.target, private_key, world.agent.host_key, world.agent.agent_id, wish.rules, wish.loopback
+        )  # fmt: skip
+        serving = Serving(
+            config, world.agent, public_key, self._place, self._engine, world, by_role, self._folder.run, self._on_status
+        )  # fmt: skip
+        async with _first_error() as group:
+            serve = group.create_task(serving.run(), name="serving")
+            with self._ui.step("link") as step:
+                ready = await serving.ready
+                step.done(f"{', '.join(ready.facts.addresses) or 'no address'} of {ready.facts.hostname}")
+            if environ is not None:
+                await self._engine.put_files(by_role["bridge"].name, bodies.VOLUME_IN_BRIDGE, {bodies.ENVIRON_FILE: environ.result()})
+            self._tell_state(State.READY)
+            self._manner.on_ready(self._folder.id)
+            app, attach = wish.app, self._manner.attach
+            name = by_role["app"].name
+            self._app = AppProcess(self._engine, name, interactive=app.interactive and attach, tty=app.tty, attach=attach)
+            self._made.append(Start(name))
+            self._ui.raw = app.tty and app.interactive and attach
+            try:
+                code = await self._app.run(started_already=adopted)
+            finally:
+                self._ui.raw = False
+            await serving.stop()
+            serve.cancel()
+        return code
+
+    async def _apply(self, what: str, steps: Sequence[Op], world: World) -> None:
+        with self._ui.step(what) as step:
+            await up.apply(steps, world, self._made)
+            if what == "agent" and world.agent is not None:
+                step.done(world.agent.name)
+
+    async def _environ(self) -> bytes:
+        """The launcher's file: the target's own environment, less what is excluded, then what the user sets."""
+        said = options.environment(self._wish.app, os.environb)
+        return envfile({**choose(parse_environ(await self._place.environ()), self._wish.env), **said})
+
+    async def _stop_app(self) -> None:
+        """`up`: the app gets its stop signal and some time, as by `docker stop`. Elsewhere it has ended, or goes at once."""
+        if self._app is not None and self._app.running and self._manner.signals_end_it:
+            with contextlib.suppress(HostError):
+                await up.untorn(self._engine.stop(_app_name(self._wish, self._folder.id), _GRACE_S), "stop app", to_the_end=True)
+
+    # what is told
+
+    def _on_status(self, status: wire.Status | None, trouble: str | None) -> None:
+        """From the bridge, or None with what the host itself saw."""
+        if status is not None:
+            since = datetime.fromtimestamp(status.link.since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            link = LinkStatus(status.link.via, _LINK_STATES[status.link.state], since)
+            self._status = dataclasses.replace(
+                self._status, link=link, warnings=status.warnings, holder=status.holder, flows=status.flows,
+            )  # fmt: skip
+        up_now = self._status.link.state == "up" and trouble is None
+        if self._status.state in (State.READY, State.RECONNECTING):
+            why = trouble or (status.link.why if status is not None else None)
+            self._tell_state(State.READY if up_now else State.RECONNECTING, None if up_now else why)
+        else:
+            self._folder.write_status(self._status)
+
+    def _tell_state(self, state: State, why: str | None = None) -> None:
+        before = self._status.state
+        with contextlib.suppress(BridgeError):
+            self._status = self._status.changed(state, _now(), why)
+        if self._folder.path.exists():
+            self._folder.write_status(self._status)
+        if state != before and state is State.RECONNECTING:
+            self._ui.warn(f"the link is down ({why or 'no reason given'}); it comes back by itself")
+        elif state != before and before is State.RECONNECTING and state is State.READY:
+            self._ui.note("the link is back")
+
+    # signals
+
+    @contextlib.asynccontextmanager
+    async def _signals(self) -> AsyncIterator[None]:
+        if not self._manner.handle_signals:
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._on_signal, number)
+        try:
+            yield
+        finally:
+            for number in _SIGNALS:
+                loop.remove_signal_handler(number)
+
+    def _on_signal(self, number: int) -> None:
+        if self._app is not None and self._app.running and not self._manner.signals_end_it:
+            task = asyncio.get_running_loop().create_task(self._app.on_signal(number), name="signal")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        elif self._signal is None and self._main is not None:
+            self._signal = number
+            self._main.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _first_error() -> AsyncIterator[asyncio.TaskGroup]:
+    """A task group whose failure is its first task's BridgeError, as the user is to see it."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except BaseExceptionGroup as exc:
+        raise _leaf(exc) from exc
+
+
+def _leaf(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = next((one for one in error.exceptions if isinstance(one, BridgeError)), error.exceptions[0])
+    return error
+
+
+async def _folder(wish: SessionWish, ui: Teller, manner: Manner) -> SessionFolder | None:
+    """A new session's folder, or an orphaned one's; None where `up` finds the same wish being served."""
+    if not manner.take_over:
+        return sessions.new()
+    identity, _, fingerprint = _key(wish).partition(":")
+    served = sessions.running(identity)
+    if served is not None:
+        ui.note(f"session {served.id} is up already")
+        manner.on_ready(served.id)
+        return None
+    orphan = sessions.orphan(identity)
+    if orphan is None:
+        return sessions.new()
+    plan = orphan.plan()
+    if plan is not None and plan.key == f"{identity}:{fingerprint}" and await _alive(plan):
+        ui.note(f"taking over session {orphan.id}, whose host process is gone")
+        return orphan
+    ui.note(f"removing what session {orphan.id} left")
+    await sessions.down(orphan, ui.note)
+    return sessions.new()
+
+
+async def _alive(plan: Plan) -> bool:
+    engine = await places.own_engine()
+    for role in ("pause", "app"):
+        found = await engine.inspect(containers(plan.steps)[role].name)
+        if found is None or not found["State"]["Running"]:
+            return False
+    return True
+
+
+def _key(wish: SessionWish) -> str:
+    """IDENTITY:FINGERPRINT: the same app for the same target from the same folder; and exactly the same wish. Reveals nothing."""
+    identity = json.dumps([str(wish.target), wish.app_name, str(Path.cwd()), wish.docker_context, wish.context, wish.namespace])
+    return ":".join(hashlib.sha256(text.encode()).hexdigest()[:16] for text in (identity, repr(wish)))
+
+
+def _plan(
+    wish: SessionWish, folder: SessionFolder, found: TargetFound, engine: Engine, image: str, app_image: dict[str, Any] | None
+) -> Plan:
+    session, app = folder.id, wish.app
+    pause_name, bridge_name, app_name, volume = (
+        f"mbridge-{session}-pause",
+        f"mbridge-{session}-bridge",
+        _app_name(wish, session),
+        f"mbridge-{session}",
+    )
+
+    def marks(role: str) -> dict[str, str]:
+        return bodies.labels(session, role, sessions.owner())
+
+    aliases = (app_name,) if app.name else ()
+    steps: list[Op] = [
+        Folder(str(folder.run), 0o777),  # behind a 0700 folder: the engine's root may be another user than we
+        Agent(str(wish.target)),
+        Volume(volume),
+        Container(
+            "pause", pause_name, bodies.pause(image, app, found.hostname, marks("pause"), aliases), tuple(app.networks[1:]), aliases
+        ),
+        Start(pause_name),
+        Container("bridge", bridge_name, bodies.bridge(image, pause_name, volume, folder.run, marks("bridge"))),
+        Start(bridge_name),
+        Container("app", app_name, bodies.app(app, app_image, pause_name, volume, marks("app")), platform=app.platform),
+        Start(app_name),
+    ]  # fmt: skip
+    endpoint, where = engine.endpoint.to_json(), places.to_json(wish)
+    return Plan(session, str(wish.target), wish.app_name, _key(wish), endpoint, where, tuple(steps))
+
+
+def _app_name(wish: SessionWish, session: str) -> str:
+    return wish.app.name or f"mbridge-{session}-app"
+
+
+def _bridge_tag() -> str:
+    from bridge.adapters import images
+
+    return images.tag("bridge")
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,239 @@
+"""What a session's bridge needs from its host while it lives: its door open, its dials answered, the agent alive, names fresh.
+
+Theory of operation: four things may end alone, and each is answered here without touching the app.
+
+    the bridge ends          started again (made again where it was removed), told all from the start; wiring is idempotent
+    the agent ends           the next dial fails with AgentFailed: made anew, once for all dials that wait for it
+    the target ends          `gone`: dials fail with that reason; `moved`: the agent is made anew beside it
+    this process is killed   nothing here: the bridge serves on, asks the next host for what it needs (sidecar/serve.py)
+
+Limits: pause cannot be replaced: with it the session's netns is gone, and the session ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bridge import errors
+from bridge.adapters.docker.engine import Engine
+from bridge.adapters.hostdoor import ExecDoor, HostDoor, Joined, SocketDoor
+from bridge.engine.needs import Place
+from bridge.engine.up import World, untorn
+from bridge.errors import AgentFailed, BridgeError, HostError, LinkLost, ProtocolError
+from bridge.model.facts import AgentIdentity, BridgeConfig
+from bridge.model.plan import Container, Start
+from bridge.protocol import door as wire
+
+log = logging.getLogger(__name__)
+
+_SOCKET_S = 2.0  # for the door's socket to appear; then by exec
+_LOOK_EVERY_S = 0.01
+_RESTART_S = (0.1, 5.0)
+_ALWAYS = ("host.docker.internal", "gateway.docker.internal")
+
+
+class Serving:
+    """`run()` serves until cancelled, or raises what the session cannot live on with. `ready` is done when the app may start."""
+
+    def __init__(
+        self,
+        config: BridgeConfig,
+        agent: AgentIdentity,
+        public_key: str,
+        place: Place,
+        engine: Engine,
+        world: World,
+        containers: dict[str, Container],
+        run_folder: Path,
+        on_status: Callable[[wire.Status | None, str | None], None],
+    ) -> None:
+        self.ready: asyncio.Future[wire.Ready] = asyncio.get_running_loop().create_future()
+        self.agent = agent
+        self._config = config
+        self._public_key = public_key
+        self._place, self._engine, self._world = place, engine, world
+        self._pause, self._bridge = containers["pause"], containers["bridge"]
+        self._networks = [name for name in (self._pause.body["HostConfig"]["NetworkMode"], *self._pause.networks) if _has_names(name)]
+        self._socket = run_folder / "bridge.sock"
+        self._on_status = on_status
+        self._door: HostDoor | None = None
+        self._remaking = asyncio.Lock()
+        self._gone: str | None = None
+
+    async def run(self) -> None:
+        self._config = replace(self._config, names=await self._names())
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep_door(group), name="door")
+            group.create_task(self._watch_target(), name="target")
+            if self._networks:
+                group.create_task(self._watch_names(), name="names")
+
+    async def stop(self) -> None:
+        """The link is closed in order: the agent learns that nobody comes back."""
+        if self._door is not None:
+            with contextlib.suppress(LinkLost):
+                await self._door.send(wire.Stop())
+
+    # the bridge
+
+    async def _keep_door(self, group: asyncio.TaskGroup) -> None:
+        pause_s = _RESTART_S[0]
+        while True:
+            door = await self._open_door()
+            try:
+                await door.send(wire.Configure(self._config))
+                self._door = door
+                async for message in door.messages():
+                    pause_s = _RESTART_S[0]
+                    self._on_message(message, group)
+            except LinkLost:
+                pass
+            except ProtocolError as exc:
+                raise HostError(f"the bridge cannot be understood: {exc.message}", hint=exc.hint) from exc
+            finally:
+                self._door = None
+                door.close()
+            await self._check_pause()
+            if self.ready.done():
+                self._on_status(None, "the bridge has ended; it is started again")
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, _RESTART_S[1])
+
+    async def _open_door(self) -> HostDoor:
+        """Connected to a bridge that runs; one that ended is started, one that was removed is made again."""
+        loop = asyncio.get_running_loop()
+        found = await self._engine.inspect(self._bridge.name)
+        if found is None:
+            await untorn(self._world.do(self._bridge), "make bridge")
+        if found is None or not found["State"]["Running"]:
+            await untorn(self._world.do(Start(self._bridge.name)), "start bridge")
+            found = await self._engine.inspect(self._bridge.name)
+        shared = any(mount["Type"] == "bind" and mount["Destination"] == "/run/mbridge" for mount in (found or {}).get("Mounts", ()))
+        give_up = loop.time() + _SOCKET_S
+        while shared and loop.time() < give_up:
+            try:
+                return await SocketDoor.connect(self._socket)
+            except OSError:
+                await asyncio.sleep(_LOOK_EVERY_S)
+        found = await self._engine.inspect(self._bridge.name)
+        if found is None or not found["State"]["Running"]:
+            last = await self._engine.last_lines(self._bridge.name, 5)
+            raise HostError("the bridge does not stay up", hint="\n".join(last) or f"docker logs {self._bridge.name}")
+        log.info("the door's socket is not to be reached from here: going by exec")
+        return await ExecDoor.connect(self._exec)
+
+    async def _exec(self, command: Sequence[str]) -> Joined:
+        return await self._engine.exec(self._bridge.name, command)
+
+    async def _check_pause(self) -> None:
+        pause = await self._engine.inspect(self._pause.name)
+        if pause is None or not pause["State"]["Running"]:
+            raise HostError(
+                f"the session's network is gone: container {self._pause.name} has ended",
+                hint=f"mbridge down {self._config.session}, then start anew",
+            )
+
+    def _on_message(self, message: wire.ToHost, group: asyncio.TaskGroup) -> None:
+        match message:
+            case wire.Dial(dial_id, avoid):
+                group.create_task(self._answer(dial_id, avoid), name=f"dial-{dial_id}")
+            case wire.Ready(_, resolv_conf):
+                self._config = replace(self._config, engine_resolv_conf=resolv_conf)
+                if not self.ready.done():
+                    self.ready.set_result(message)
+            case wire.Status():
+                self._on_status(message, self._gone)
+            case wire.Failed(error, text, hint):
+                kind = getattr(errors, error, BridgeError)
+                known = isinstance(kind, type) and issubclass(kind, BridgeError)
+                raise (kind if known else BridgeError)(text, hint=hint)
+
+    async def _tell(self, message: wire.ToBridge) -> None:
+        if self._door is not None:
+            with contextlib.suppress(LinkLost):
+                await self._door.send(message)
+
+    # carriers and the agent
+
+    async def _answer(self, dial_id: int, avoid: Sequence[str]) -> None:
+        door, agent = self._door, self.agent
+        try:
+            if self._gone is not None:
+                raise LinkLost(self._gone)
+            via, carrier = await self._place.dial(agent, avoid)
+            if door is None:
+                carrier.close()
+                return
+            await door.bring(dial_id, via, carrier)
+            return
+        except AgentFailed as exc:
+            why = exc.message
+            with contextlib.suppress(BridgeError):
+                await self._remake(agent)
+        except BridgeError as exc:
+            why = exc.message
+        except OSError as exc:
+            why = exc.strerror or str(exc)
+        log.info("! dial %d: %s", dial_id, why)
+        await self._tell(wire.CarrierFailed(dial_id, why))
+
+    async def _remake(self, broken: AgentIdentity) -> None:
+        """A new agent in place of `broken`, unless another task has made it meanwhile."""
+        async with self._remaking:
+            if self.agent is not broken:
+                return
+            self.agent = await untorn(self._place.start_agent(self._public_key, log.info), "make agent anew")
+            self._config = replace(self._config, host_key=self.agent.host_key, agent_id=self.agent.agent_id)
+            await self._tell(wire.Agent(self.agent.host_key, self.agent.agent_id))
+
+    async def _watch_target(self) -> None:
+        async for change in self._place.watch():
+            log.info("= target %s: %s", change.kind, change.why)
+            if change.kind == "gone":
+                self._gone = change.why
+                self._on_status(None, change.why)
+                continue
+            self._gone = None
+            self._on_status(None, change.why)
+            if change.kind == "moved":
+                try:
+                    await self._remake(self.agent)
+                except BridgeError as exc:  # the next dial tries again
+                    log.warning("! the agent cannot be made anew: %s", exc.message)
+
+    # names on the app's own networks
+
+    async def _watch_names(self) -> None:
+        while True:
+            with contextlib.suppress(HostError):
+                async with self._engine.events(type=["network"], event=["connect", "disconnect"], network=self._networks) as events:
+                    await self._tell_names()
+                    async for _ in events:
+                        await self._tell_names()
+            await asyncio.sleep(1)
+
+    async def _tell_names(self) -> None:
+        names = await self._names()
+        if names != self._config.names:
+            self._config = replace(self._config, names=names)
+            await self._tell(wire.Names(names))
+
+    async def _names(self) -> tuple[str, ...]:
+        names = set(_ALWAYS)
+        for network in self._networks:
+            for one in await self._engine.containers(network=[network]):
+                found = await self._engine.inspect(one["Id"])
+                if found is not None:
+                    endpoint = found["NetworkSettings"]["Networks"].get(network) or {}
+                    names |= {found["Name"].lstrip("/"), *(endpoint.get("Aliases") or ()), *(endpoint.get("DNSNames") or ())}
+        return tuple(sorted(names))
+
+
+def _has_names(network: str) -> bool:
+    """On the default network the engine resolves no names."""
+    return network not in ("default", "bridge")
