@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import select
 import socket
 import sys
 import threading
@@ -43,9 +44,14 @@ def run(path: Path) -> int:
 def _pump(source: int, sink: int) -> None:
     """Until the source ends or the sink is gone."""
     by_splice = True
+    waiting = select.poll()
+    waiting.register(source, select.POLLIN)
     try:
         while True:
             if by_splice:
+                # A splice that waits for its source holds the lock of the pipe it fills (fs/splice.c, splice_file_to_pipe): whoever
+                # reads that pipe would wait with it, for bytes that are there already.
+                waiting.poll()
                 try:
                     if not os.splice(source, sink, _PIECE):
                         return
