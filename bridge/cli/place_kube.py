@@ -197,9 +197,7 @@ class KubePlace:
                 await self._launcher.delete(name)
             raise
         if found:
-            self.warnings.append(
-                f"the agent runs in helper pod {name}: not {found.name}'s address, loopback and network policy, but its own"
-            )
+            self.warnings.append(f"helper pod {name}: its own address, loopback and network policy, not those of {found.name}")
         return identity
 
     async def _introduced(self, pod_name: str, container: str, pod: Json, settings: AgentSettings) -> AgentIdentity:

@@ -25,7 +25,8 @@ Rung = Literal["restricted", "baseline", "full"]
 PYTHON = "/opt/mbridge/bin/python"
 OUR_UID = 65532  # the agent image's own
 PREFIX = "mbridge-"
-KEY_LABEL = "mbridge.key"
+# /run is root's in a pod's container, and an ephemeral one may not mount a tmpfs; /tmp is everyone's, and this container's own.
+_ENV = [{"name": "MBRIDGE_AGENT_SOCKET", "value": "/tmp/mbridge-agent.sock"}]
 _NAME = re.compile(r"mbridge-[a-z0-9-]+")
 # Reasons with which a waiting container will not start by itself in the next seconds; each has its message beside it.
 STUCK = frozenset({
@@ -81,6 +82,7 @@ def ephemeral(name: str, settings: AgentSettings, rung: Rung, uid: int | None) -
         "image": settings.image,
         "imagePullPolicy": settings.pull_policy,
         "command": settings.command(),
+        "env": _ENV,
         "securityContext": security_context(rung, uid),
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
@@ -124,6 +126,7 @@ def helper_pod(name: str, settings: AgentSettings, helper: HelperSettings, label
                 "image": settings.image,
                 "imagePullPolicy": settings.pull_policy,
                 "command": settings.command(),
+                "env": _ENV,
                 "securityContext": security_context("restricted", None),
                 "resources": dict(helper.resources) or {"requests": {"cpu": "10m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
             }
