@@ -54,7 +54,8 @@ def ruleset(redirects: Redirects) -> str:
         for proto in ("udp", "tcp")
     )
     loopback = f'    oifname "lo" {_LOOPBACK} tcp dport {{ {_ports(r.loopback)} }} redirect to :{r.tcp_port}' if r.loopback else ""
-    closed_dns = f"    meta l4proto {{ tcp, udp }} th dport {{ {dns_ports} }} ct status & dnat == 0 reject" if dns_ports else ""
+    refusals = (("tcp", "reject with tcp reset"), ("udp", "reject"))
+    closed_dns = "\n".join(f"    {proto} dport {{ {dns_ports} }} ct status & dnat == 0 {how}" for proto, how in refusals if dns_ports)
     return f"""
 table inet {TABLE}
 delete table inet {TABLE}

@@ -38,6 +38,7 @@ class Datagrams:
         self._by_id: dict[int, Source] = {}
         self._echoes: OrderedDict[int, tuple[str, str]] = OrderedDict()
         self._judged: dict[str, bool] = {}
+        self._fragments = packets.Fragments()
         self._next = 1
         self.warned = 0
 
@@ -47,7 +48,10 @@ class Datagrams:
 
     def on_packet(self, packet: bytes | memoryview) -> None:
         """A packet that the app sent to the cluster."""
-        parsed = packets.parse(packet)
+        whole = self._fragments.whole(bytes(packet))
+        if whole is None:
+            return
+        parsed = packets.parse(whole)
         match parsed:
             case packets.Udp():
                 self._send(
@@ -62,7 +66,7 @@ class Datagrams:
                     self._echoes.popitem(last=False)
                 self._send(udp.Echo(token, parsed.destination, parsed.ident, parsed.sequence, parsed.data))
             case packets.Other() if parsed.protocol not in _SILENT:
-                answer = packets.build_protocol_unreachable(bytes(packet))
+                answer = packets.build_protocol_unreachable(whole)
                 if answer is not None:
                     self._write(answer)
             case _:

@@ -4,13 +4,16 @@ Theory of operation: the kernel at the tun's other end is ours, so a packet is w
 UDP socket or ping(8) makes is understood, the rest is named by its protocol. What we build has right checksums, since the
 app's kernel verifies them. Formats: RFC 791, 768, 792; RFC 8200, 4443.
 
-Limits: no IP options are written; fragments are not understood (`None`): the tun's MTU is that of the largest IPv4 packet,
-so only an IPv6 datagram of more than 65,487 bytes would come in pieces.
+The tun's MTU is that of the largest IPv4 packet, so only an IPv6 datagram of more than 65,487 bytes comes in pieces, all at
+once and in order: `Fragments` puts them together (RFC 8200 4.5).
+
+Limits: no IP options are written; 16 datagrams in pieces at once. Fragments of IPv4 are not understood (`None`).
 """
 
 from __future__ import annotations
 
 import struct
+from collections import OrderedDict
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
@@ -25,6 +28,8 @@ _ECHO = struct.Struct("!BBHHH")
 _ERROR = struct.Struct("!BBHI")
 _FRAGMENT_MASK = 0x3FFF  # more fragments, and the offset
 _FRAGMENT_HEADER = 44
+_FRAGMENT = struct.Struct("!BBH")
+_MAX_IN_PIECES = 16
 _ECHO_REQUEST4, _ECHO_REPLY4, _UNREACHABLE4, _BAD_PROTOCOL = 8, 0, 3, 2
 _ECHO_REQUEST6, _ECHO_REPLY6, _UNREACHABLE6, _PARAMETER6, _BAD_NEXT_HEADER = 128, 129, 1, 4, 1
 
@@ -82,6 +87,33 @@ def parse(packet: bytes | memoryview) -> Udp | Echo | Other | None:
             return None
         return _payload(str(IPv6Address(data[8:24])), str(IPv6Address(data[24:40])), data[6], data[40:end])
     return None
+
+
+class Fragments:
+    """Puts the app's IPv6 fragments together."""
+
+    def __init__(self) -> None:
+        self._pieces: OrderedDict[bytes, list[bytes]] = OrderedDict()
+
+    def whole(self, packet: bytes) -> bytes | None:
+        """The packet itself, the one that its last piece completes, or None while pieces are missing."""
+        if len(packet) < 48 or packet[0] >> 4 != 6 or packet[6] != _FRAGMENT_HEADER:
+            return packet
+        kind, _, place = _FRAGMENT.unpack_from(packet, 40)
+        offset, more = place & 0xFFF8, place & 1
+        key = packet[8:40] + packet[44:48]
+        pieces = self._pieces.setdefault(key, []) if offset == 0 else self._pieces.get(key)
+        end = 40 + int.from_bytes(packet[4:6], "big")
+        if pieces is None or offset != sum(map(len, pieces)) or end > len(packet) or offset + end - 48 > 0xFFFF:
+            self._pieces.pop(key, None)
+            return None
+        pieces.append(packet[48:end])
+        if len(self._pieces) > _MAX_IN_PIECES:
+            self._pieces.popitem(last=False)
+        if more:
+            return None
+        payload = b"".join(self._pieces.pop(key, pieces))
+        return packet[:4] + len(payload).to_bytes(2, "big") + bytes((kind,)) + packet[7:40] + payload
 
 
 def build_udp(source: str, source_port: int, destination: str, destination_port: int, data: bytes) -> bytes:

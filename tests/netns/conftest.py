@@ -67,7 +67,8 @@ _INSIDE = {
     "addr add 10.77.0.9/32 dev lo\naddr add 10.78.0.1/32 dev lo\naddr add fd77::9/128 dev lo nodad\naddr add 10.77.0.3/32 dev lo\n",
     "ses": "addr add 172.30.0.2/24 dev eth0\naddr add fd30::2/64 dev eth0 nodad\n",
     "tgt": "addr add 10.77.0.3/24 dev eth0\naddr add fd77::3/64 dev eth0 nodad\n",
-    "clu": "addr add 10.77.0.9/24 dev eth0\naddr add fd77::9/64 dev eth0 nodad\naddr add 10.77.0.66/24 dev eth0\naddr add 10.78.0.1/32 dev lo\n",
+    "clu": "addr add 10.77.0.9/24 dev eth0\naddr add fd77::9/64 dev eth0 nodad\naddr add 10.77.0.66/24 dev eth0\n"
+    "addr add 10.78.0.1/32 dev lo\n",
 }
 _ROUTES = {
     "dev": "",
@@ -247,15 +248,16 @@ class World:
             netns.ip(f"link set lo up\nlink set eth0 up\n{batch}{_ROUTES[short]}")
         self.clu.call("iptables", "-A", "INPUT", "-d", SILENT, "-j", "DROP")
         # what the engine sets on pause's netns when it makes it
-        self.ses.call(
-            "sysctl", "-qw", "net.ipv4.conf.all.arp_ignore=1", "net.ipv4.conf.all.arp_announce=2", "net.ipv4.conf.all.rp_filter=2"
-        )
+        conf = "net.ipv4.conf.all"
+        self.ses.call("sysctl", "-qw", f"{conf}.arp_ignore=1", f"{conf}.arp_announce=2", f"{conf}.rp_filter=2")
         self.sentinel = Sentinel(self.dev)
         self._stack.callback(self.sentinel.close)
         for place in ("dev", "clu", "tgt"):
             netns = getattr(self, place)
             for address in ("0.0.0.0", "::"):
                 self._serve_tcp(netns, address, PORT)
+        for netns, addresses in ((self.clu, (SERVER, SERVER6, FAR)), (self.dev, ("172.30.0.1", SERVER, SERVER6, FAR))):
+            for address in addresses:  # bound to each, so that an answer comes from the address that was asked
                 self._serve_udp(netns, address, PORT)
         self._serve_dns(self.clu, SERVER, CLUSTER_NAMES)
         self._serve_dns(self.dev, "172.30.0.1", DEV_NAMES)
@@ -282,12 +284,17 @@ class World:
             )
         self._stack.callback(_end, self.bridge)
         self._await_door()
+        self.take_over()
+        assert self.ready is not None
+        self.config = dataclasses.replace(self.config, engine_resolv_conf=self.ready.engine_resolv_conf)
+        return self.ready
+
+    def take_over(self) -> None:
+        """A host process (a new one, if there was one) configures the bridge."""
         self.host = Host(self.door)
         self._stack.callback(self.host.close)
         self.host.send(door.Configure(self.config))
         self.ready = self.host.until(door.Ready)
-        self.config = dataclasses.replace(self.config, engine_resolv_conf=self.ready.engine_resolv_conf)
-        return self.ready
 
     def _await_door(self) -> None:
         assert self.bridge is not None
@@ -342,8 +349,6 @@ class World:
     def _serve_udp(self, netns: Netns, address: str, port: int) -> None:
         sock = netns.udp(address)
         sock.settimeout(None)
-        if sock.family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((address, port))
         self._stack.callback(sock.close)
         self._stack.callback(_wake, sock)

@@ -104,6 +104,50 @@ def test_a_fragment_is_not_taken_for_a_datagram() -> None:
     assert packets.parse(bytes(packet)) is None
 
 
+def in_pieces(packet: bytes, size: int, ident: int) -> list[bytes]:
+    """An IPv6 packet as RFC 8200 4.5 cuts it."""
+    payload, found = packet[40:], []
+    for at in range(0, len(payload), size):
+        piece, more = payload[at : at + size], at + size < len(payload)
+        found.append(
+            packet[:4]
+            + struct.pack("!HBB", 8 + len(piece), 44, 64)
+            + packet[8:40]
+            + struct.pack("!BBHI", packet[6], 0, at | more, ident)
+            + piece
+        )
+    return found
+
+
+@given(st.integers(1, 40), st.binary(min_size=1, max_size=900))
+def test_an_ipv6_datagram_in_pieces_is_put_together(eighths: int, data: bytes) -> None:
+    packet = packets.build_udp("fd00::7", 1, "fd00::9", 2, data)
+    fragments = packets.Fragments()
+    *first, last = in_pieces(packet, eighths * 8, 9)
+    assert [fragments.whole(piece) for piece in first] == [None] * len(first)
+    assert fragments.whole(last) == packet
+
+
+def test_pieces_of_two_datagrams_do_not_mix_and_a_gap_loses_the_datagram() -> None:
+    one, other = (packets.build_udp("fd00::7", 1, "fd00::9", 2, bytes([n]) * 40) for n in (1, 2))
+    fragments = packets.Fragments()
+    pieces = [piece for pair in zip(in_pieces(one, 24, 1), in_pieces(other, 24, 2), strict=True) for piece in pair]
+    assert [fragments.whole(piece) for piece in pieces] == [None, None, one, other]
+    first, second, third = in_pieces(packets.build_udp("fd00::7", 1, "fd00::9", 2, bytes(50)), 24, 3)
+    assert fragments.whole(first) is None
+    assert fragments.whole(third) is None
+    assert fragments.whole(second) is None
+
+
+@given(st.lists(st.binary(min_size=8, max_size=60), max_size=40))
+def test_rubbish_in_pieces_is_harmless_and_bounded(tails: list[bytes]) -> None:
+    fragments = packets.Fragments()
+    head = packets.build_udp("fd00::7", 1, "fd00::9", 2, b"")[:4]
+    for tail in tails:
+        fragments.whole(head + struct.pack("!HBB", len(tail), 44, 64) + bytes(32) + tail)
+    assert len(fragments._pieces) <= 16
+
+
 @given(st.binary(max_size=120))
 def test_rubbish_is_no_packet_or_harmless(data: bytes) -> None:
     packets.parse(data)
