@@ -224,8 +224,10 @@ class RuleSet:
                     continue
                 learned = _Learned({}, [])
             self._learned[network] = learned
-            learned.names.pop(folded, None)
+            known = learned.names.pop(folded, None) is not None
             learned.names[folded] = now + max(ttl_s, 0.0)
+            if known:
+                continue
             while len(learned.names) > _MAX_NAMES:
                 del learned.names[next(iter(learned.names))]
             new = [route for route in self._routes_for(network, learned.names) if route not in learned.routes]
