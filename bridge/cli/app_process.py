@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 from bridge.adapters import terminal
 from bridge.adapters.docker.engine import Engine
@@ -22,8 +22,18 @@ _IMPATIENT = 3  # as docker run: the third signal that has no effect ends it
 class AppProcess:
     """One run of the app's container."""
 
-    def __init__(self, engine: Engine, container: str, *, interactive: bool, tty: bool, attach: bool) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        container: str,
+        *,
+        interactive: bool,
+        tty: bool,
+        attach: bool,
+        write: Callable[[int, bytes], Awaitable[bool]] = terminal.write_all,
+    ) -> None:
         self.running = False
+        self._write = write
         self._engine, self._container = engine, container
         self._interactive, self._tty, self._attach = interactive, tty, attach
         self._signals = 0
@@ -77,7 +87,7 @@ class AppProcess:
 
     async def _show(self, stream: Hijacked) -> None:
         async for kind, data in stream.chunks():
-            if not await terminal.write_all(2 if kind == STDERR else 1, data):
+            if not await self._write(2 if kind == STDERR else 1, data):
                 return  # nobody reads our output any more; the app goes on, as under docker run
 
     @contextlib.contextmanager

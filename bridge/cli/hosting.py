@@ -24,16 +24,17 @@ import json
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from bridge.adapters import terminal
 from bridge.adapters.docker import bodies, options
 from bridge.adapters.docker.engine import Engine
-from bridge.cli import places, sessions
+from bridge.cli import places, session_log, sessions
 from bridge.cli.app_process import AppProcess
 from bridge.cli.own_images import ensure
 from bridge.cli.serving import Serving
@@ -80,6 +81,7 @@ class Manner:
     take_over: bool = False
     handle_signals: bool = True
     on_ready: Callable[[str], None] = lambda session: None
+    write: Callable[[int, bytes], Awaitable[bool]] = terminal.write_all  # the app's output: descriptor 1 or 2, bytes
 
 
 async def host(wish: SessionWish, ui: Teller, manner: Manner = Manner()) -> int:
@@ -142,7 +144,7 @@ class _Hosting:
                 f"{found.where} uses its host's own network: rules would reach the host", hint="--yes-host-network if that is meant"
             )
         private_key, public_key = sessions.key_pair()
-        with self._folder.lock():
+        with self._folder.lock(), session_log.to_file(self._folder.log):
             failures: list[up.Failure] = []
             try:
                 plan, adopted = await self._planned(found)
@@ -214,7 +216,9 @@ class _Hosting:
             self._manner.on_ready(self._folder.id)
             app, attach = wish.app, self._manner.attach
             name = by_role["app"].name
-            self._app = AppProcess(self._engine, name, interactive=app.interactive and attach, tty=app.tty, attach=attach)
+            self._app = AppProcess(
+                self._engine, name, interactive=app.interactive and attach, tty=app.tty, attach=attach, write=self._manner.write
+            )
             self._made.append(Start(name))
             self._ui.raw = app.tty and app.interactive and attach
             try:
