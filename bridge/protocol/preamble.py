@@ -34,7 +34,7 @@ def check(data: bytes, agent_id: str) -> None:
         if reached != agent_id.lower():
             raise LinkError(f"reached agent {reached} instead of {agent_id}", hint="the agent was replaced: mbridge up makes the link anew")
         return
-    if len(data) >= 4 and data[:3] == MAGIC[:3] and data[3:4].isdigit():
+    if data[:3] == MAGIC[:3] and data[3:4].isdigit() and data[:4] != MAGIC:
         raise VersionMismatch(
             f"the agent speaks stream protocol {data[3:4].decode()}, this mbridge {MAGIC[3:].decode()}",
             hint="use the same version of mbridge on both sides",
