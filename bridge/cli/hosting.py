@@ -118,7 +118,7 @@ class _Hosting:
             folder.id,
             str(wish.target),
             State.STARTING,
-            _now(),
+            sessions.now(),
             ports=wish.app.ports,
             app=wish.app_name,
             container=_app_name(wish, folder.id),
@@ -266,7 +266,7 @@ class _Hosting:
     def _tell_state(self, state: State, why: str | None = None) -> None:
         before = self._status.state
         with contextlib.suppress(BridgeError):
-            self._status = self._status.changed(state, _now(), why)
+            self._status = self._status.changed(state, sessions.now(), why)
         if self._folder.path.exists():
             self._folder.write_status(self._status)
         if state != before and state is State.RECONNECTING:
@@ -393,7 +393,3 @@ def _bridge_tag() -> str:
     from bridge.adapters import images
 
     return images.tag("bridge")
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

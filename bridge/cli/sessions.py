@@ -28,6 +28,7 @@ import signal
 import string
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -64,6 +65,11 @@ def owner() -> str:
     except (KeyError, OSError):
         user = str(os.getuid())
     return hashlib.sha256(f"{user}\0{machine or os.uname().nodename}\0{root()}".encode()).hexdigest()[:16]
+
+
+def now() -> str:
+    """As a status has its times."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def key_pair() -> tuple[str, str]:

@@ -27,10 +27,15 @@ Progress = Callable[[str], None]
 class World:
     """Implements engine/up.py: World. `agent` is what the Agent step brought."""
 
-    def __init__(self, session: str, engine: Engine, place: Place, public_key: str = "", progress: Progress = log.info) -> None:
+    def __init__(self, session: str, engine: Engine | None, place: Place, public_key: str = "", progress: Progress = log.info) -> None:
         self.agent: AgentIdentity | None = None
-        self._session, self._engine, self._place = session, engine, place
+        self._session, self._own, self._place = session, engine, place
         self._public_key, self._progress = public_key, progress
+
+    @property
+    def _engine(self) -> Engine:
+        assert self._own is not None, "a plan with containers names their engine"
+        return self._own
 
     async def do(self, op: Op) -> None:
         match op:
@@ -103,7 +108,8 @@ def _hint(message: str) -> str | None:
 
 async def world_of(plan: Plan) -> World:
     """From a journal alone: for undo."""
-    return World(plan.session, Engine(Endpoint.from_json(plan.engine)), places.place_again(plan.place, plan.session))
+    engine = Engine(Endpoint.from_json(plan.engine)) if plan.engine else None  # a visit has no containers of its own
+    return World(plan.session, engine, places.place_again(plan.place, plan.session))
 
 
 async def leftovers(owner: str) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
