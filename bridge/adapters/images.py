@@ -52,7 +52,7 @@ _HOST_ONLY = ("cli", "_images", "_layer", "adapters/docker", "adapters/kube", "a
               "adapters/hostdoor.py", "adapters/terminal.py", "engine/up.py", "model/config.py", "model/config_schema.py",
               "model/yaml_lines.py", "model/rights.py", "model/wish.py", "model/plan.py")  # fmt: skip
 _BRIDGE_ONLY = ("sidecar", "adapters/netlink.py", "adapters/nft.py", "adapters/nfqueue.py", "adapters/listeners.py", "adapters/tun.py",
-                "adapters/engine_dns.py", "engine/relay.py", "engine/outgoing.py", "engine/datagrams.py", "engine/resolver.py",
+                "adapters/engine_dns.py", "engine/outgoing.py", "engine/datagrams.py", "engine/resolver.py",
                 "engine/supervisor.py", "protocol/door.py")  # fmt: skip
 _LEFT_OUT = {"bridge": (*_HOST_ONLY, "agent"), "agent": (*_HOST_ONLY, *_BRIDGE_ONLY)}
 _WHEEL_PLATFORMS = ("manylinux_2_36", "manylinux_2_34", "manylinux_2_31", "manylinux_2_28", "manylinux2014")

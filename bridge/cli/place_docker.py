@@ -263,9 +263,6 @@ class DockerPlace:
                         self._changes.put_nowait(HostKeyMismatch(f"a second host key in the log of {self.name}", hint=hint))
             if not found.done():
                 raise await self._failed("it ended at once")
-        except BaseExceptionGroup as exc:
-            if not found.done():
-                found.set_exception(AgentFailed(f"the agent's log cannot be read: {exc.exceptions[0]}"))
         except BridgeError as exc:
             if not found.done():
                 found.set_exception(exc)

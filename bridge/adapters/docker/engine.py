@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from bridge.adapters.docker.endpoint import Endpoint
 from bridge.adapters.docker.wire import EngineRefused, Hijacked, Wire
-from bridge.errors import EngineUnavailable, HostError
+from bridge.errors import BridgeError, EngineUnavailable, HostError
 
 _OLDEST, _NEWEST = (1, 41), (1, 47)
 Json = dict[str, Any]
@@ -117,12 +117,12 @@ class Engine:
         raw = bool(found and found["Config"].get("Tty"))
         async with self.wire.stream("GET", f"/containers/{container}/logs", query=query) as chunks:
             reader = asyncio.StreamReader(limit=1 << 20)
-            async with asyncio.TaskGroup() as group:
-                feeder = group.create_task(_feed(reader, chunks), name=f"logs-{container}")
-                try:
-                    yield Hijacked(reader, _NoWriter(), raw)  # type: ignore[arg-type]  # a log takes no input; only close() is called
-                finally:
-                    feeder.cancel()
+            feeder = asyncio.get_running_loop().create_task(_feed(reader, chunks), name=f"logs-{container}")
+            try:
+                yield Hijacked(reader, _NoWriter(), raw)  # type: ignore[arg-type]  # a log takes no input; only close() is called
+            finally:
+                feeder.cancel()
+                await asyncio.wait([feeder])
 
     async def last_lines(self, container: str, count: int) -> list[str]:
         text = b""
@@ -232,9 +232,13 @@ class _NoWriter:
 
 
 async def _feed(reader: asyncio.StreamReader, chunks: AsyncIterator[bytes]) -> None:
-    async for chunk in chunks:
-        reader.feed_data(chunk)
-    reader.feed_eof()
+    try:
+        async for chunk in chunks:
+            reader.feed_data(chunk)
+    except BridgeError as exc:
+        reader.set_exception(exc)
+    else:
+        reader.feed_eof()
 
 
 async def _json_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[Json]:
