@@ -16,6 +16,7 @@ import dataclasses
 import itertools
 import json
 import os
+import queue
 import shutil
 import signal
 import socket
@@ -29,10 +30,11 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, TypeVar
 
+import asyncssh
 import pytest
 
 from bridge.model.facts import BridgeConfig, Facts
-from bridge.protocol import door
+from bridge.protocol import door, preamble
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -182,49 +184,76 @@ class Sentinel:
 
 
 class Host:
-    """The host CLI's end of one control connection."""
+    """The host CLI's end of one control connection: brings the carriers that are asked for, keeps what else is said."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, dial: Callable[[], socket.socket] | None) -> None:
+        self._path = path
+        self._dial = dial
         self._sock = socket.socket(socket.AF_UNIX)
-        self._sock.settimeout(_WAIT_S)
         self._sock.connect(str(path))
         self._sock.sendall(b'{"type": "control"}\n')
-        self._reader = door.LineReader()
-        self._lines: list[bytes] = []
+        self.heard: queue.Queue[door.Message | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        reader = door.LineReader()
+        with contextlib.suppress(OSError):
+            while data := self._sock.recv(65536):
+                for line in reader.feed(data):
+                    message = door.decode(line)
+                    if isinstance(message, door.Dial):
+                        self._bring(message)
+                    else:
+                        self.heard.put(message)
+        self.heard.put(None)
+
+    def _bring(self, asked: door.Dial) -> None:
+        try:
+            if self._dial is None:
+                raise OSError("no agent")
+            carrier = self._dial()
+        except OSError as exc:
+            self.send(door.CarrierFailed(asked.id, str(exc)))
+            return
+        with carrier, socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(self._path))
+            line = json.dumps({"type": "carrier", "id": asked.id, "via": "direct"}).encode() + b"\n"
+            socket.send_fds(sock, [line], [carrier.fileno()])
 
     def send(self, message: door.Message) -> None:
         self._sock.sendall(door.encode(message))
 
-    def next(self) -> door.Message:
-        while not self._lines:
-            data = self._sock.recv(65536)
-            if not data:
-                raise EOFError("the bridge closed its door")
-            self._lines += self._reader.feed(data)
-        message = door.decode(self._lines.pop(0))
-        assert message is not None
-        return message
-
     def until(self, kind: type[_T], fact: Callable[[_T], bool] = lambda message: True) -> _T:
+        """The next message of that kind for which `fact` holds."""
         while True:
-            message = self.next()
+            message = self.heard.get(timeout=_WAIT_S)
             if isinstance(message, kind) and fact(message):
                 return message
+            if message is None:
+                raise EOFError("the bridge closed its door")
             if isinstance(message, door.Failed):
                 raise AssertionError(f"{message.error}: {message.message} ({message.hint})")
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
+        self._thread.join(_WAIT_S)
 
 
 class World:
     """The four namespaces with their servers, and a bridge in `ses` once `start()` was called."""
 
-    def __init__(self, folder: Path, rules: tuple[dict[str, Any], ...], loopback: tuple[int, ...], hold: bool, facts: Facts) -> None:
+    def __init__(
+        self, folder: Path, link: str, rules: tuple[dict[str, Any], ...], loopback: tuple[int, ...], hold: bool, facts: Facts
+    ) -> None:
         self.folder = folder
         self.door = folder / "bridge.sock"
         self.facts = facts
         self.hold = hold
+        self.link = link
+        self.agent: Agent | None = None
         self.config = BridgeConfig("abcdef", "docker/orders", "KEY", "ssh-ed25519 AAAA", "00" * 8, rules, loopback)
         self.log = folder / "bridge.log"
         self._stack = contextlib.ExitStack()
@@ -246,6 +275,7 @@ class World:
         for short, batch in _INSIDE.items():
             netns: Netns = getattr(self, short)
             netns.ip(f"link set lo up\nlink set eth0 up\n{batch}{_ROUTES[short]}")
+        self.tgt.call("sysctl", "-qw", "net.ipv4.ping_group_range=0 2147483647")
         self.clu.call("iptables", "-A", "INPUT", "-d", SILENT, "-j", "DROP")
         # what the engine sets on pause's netns when it makes it
         conf = "net.ipv4.conf.all"
@@ -263,24 +293,41 @@ class World:
         self._serve_dns(self.dev, "172.30.0.1", DEV_NAMES)
         for name, text in (("resolv.conf", "nameserver 172.30.0.1\n"), ("hosts", "127.0.0.1 localhost\n172.30.0.2 own-name\n")):
             (self.folder / name).write_text(text)
-        mounts = " && ".join(f"mount --bind {self.folder}/{name} /etc/{name}" for name in ("resolv.conf", "hosts"))
+        mounts = [f"mount --bind {self.folder}/{name} /etc/{name}" for name in ("resolv.conf", "hosts")]
+        if self.link == "real":
+            mounts += ["mount -t tmpfs none /run", "mkdir /run/mbridge", f"mount --bind {self.folder} /run/mbridge"]
         self.pause = subprocess.Popen(
-            ["nsenter", f"--net={self.ses.path}", "unshare", "-m", "sh", "-c", f"{mounts} && echo up && exec sleep 100000"],
+            ["nsenter", f"--net={self.ses.path}", "unshare", "-m", "sh", "-c", f"{' && '.join(mounts)} && echo up && exec sleep 100000"],
             stdout=subprocess.PIPE,
         )
         self._stack.callback(_end, self.pause)
         assert self.pause.stdout is not None
         assert self.pause.stdout.readline() == b"up\n"
         self._stack.callback(self.pause.stdout.close)
+        if self.link == "real":
+            self.start_agent()
+
+    def start_agent(self) -> None:
+        """An agent (a new one, if there was one) in the target."""
+        if self.agent is not None:
+            self.agent.close()
+        self.agent = Agent(self.tgt, self.folder, self.facts)
+        self._stack.callback(self.agent.close)
+        private_key, host_key, agent_id = self.agent.private_key, self.agent.host_key, self.agent.agent_id
+        self.config = dataclasses.replace(self.config, private_key=private_key, host_key=host_key, agent_id=agent_id)
 
     def start(self) -> door.Ready:
         """A bridge (a new one, if there was one) wires the session."""
         facts = json.dumps(self.facts.to_json())
-        script = [sys.executable, str(HERE / "fake_sidecar.py"), str(self.door), self.tgt.path, facts, *([] if self.hold else ["no-hold"])]
+        script = [str(HERE / "fake_sidecar.py"), str(self.door), self.tgt.path, facts, *([] if self.hold else ["no-hold"])]
+        if self.link == "real":
+            script = ["-m", "bridge.sidecar"]
         self.door.unlink(missing_ok=True)
         with self.log.open("ab") as log:
             self.bridge = subprocess.Popen(
-                ["nsenter", "-t", str(self.pause.pid), "-n", "-m", *script], stderr=log, env={**os.environ, "PYTHONPATH": str(ROOT)}
+                ["nsenter", "-t", str(self.pause.pid), "-n", "-m", sys.executable, *script],
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": str(ROOT), "MBRIDGE_LOG": "debug"},
             )
         self._stack.callback(_end, self.bridge)
         self._await_door()
@@ -291,7 +338,7 @@ class World:
 
     def take_over(self) -> None:
         """A host process (a new one, if there was one) configures the bridge."""
-        self.host = Host(self.door)
+        self.host = Host(self.door, self.agent.dial if self.agent else None)
         self._stack.callback(self.host.close)
         self.host.send(door.Configure(self.config))
         self.ready = self.host.until(door.Ready)
@@ -387,6 +434,42 @@ class World:
         self._stack.close()
 
 
+class Agent:
+    """The real agent's process in the target's netns, with the target's /etc and host name."""
+
+    def __init__(self, netns: Netns, folder: Path, facts: Facts) -> None:
+        key = asyncssh.generate_private_key("ssh-ed25519")
+        self.private_key = key.export_private_key().decode()
+        self._netns = netns
+        for name, text in (("agent-resolv.conf", facts.resolv_conf), ("agent-hosts", facts.hosts)):
+            (folder / name).write_text(text)
+        steps = [f"mount --bind {folder}/agent-{name} /etc/{name}" for name in ("resolv.conf", "hosts")]
+        steps += [f"hostname {facts.hostname}", 'exec "$@"']
+        serve = [sys.executable, "-m", "bridge.agent", "--listen", "loopback", "--key", key.export_public_key().decode().strip()]
+        self._log = (folder / "agent.log").open("ab")
+        self.process = subprocess.Popen(
+            ["nsenter", f"--net={netns.path}", "unshare", "-m", "-u", "sh", "-c", " && ".join(steps), "sh", *serve],
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "MBRIDGE_AGENT_SOCKET": str(folder / "agent.sock")},
+        )
+        assert self.process.stdout is not None
+        first = self.process.stdout.readline().decode().split()
+        assert first[:2] == ["mbridge-agent", "1"], first
+        self.agent_id, self.port, self.host_key = first[2], int(first[3]), " ".join(first[4:])
+
+    def dial(self) -> socket.socket:
+        sock = self._netns.connect("127.0.0.1", self.port)
+        preamble.check(sock.recv(preamble.SIZE, socket.MSG_WAITALL), self.agent_id)
+        return sock
+
+    def close(self) -> None:
+        _end(self.process)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        self._log.close()
+
+
 _numbers = itertools.count()
 CLUSTER_NAMES = {"db.shop.svc": SERVER, "far.shop.svc": FAR, "api.corp.example": FAR}
 DEV_NAMES = {"api.corp.example": "172.30.0.1", "db.shop.svc": "172.30.0.1"}
@@ -421,14 +504,17 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait(_WAIT_S)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["fake", "real"])
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A wired session. A test module says otherwise by RULES, LOOPBACK, HOLD and FACTS."""
     if (lacks := _lacking()) is not None:
         pytest.skip(f"netns: this machine lacks {lacks}")
     module = request.module
+    if request.param == "real" and not getattr(module, "HOLD", True):
+        pytest.skip("lacks(a real bridge without a packet queue): the fake one stands for it")
     made = World(
         tmp_path_factory.mktemp("session"),
+        request.param,
         getattr(module, "RULES", ()),
         getattr(module, "LOOPBACK", ()),
         getattr(module, "HOLD", True),
