@@ -17,6 +17,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,14 +59,24 @@ Examples:
 """
 
 
+def _wiring() -> Wiring:
+    from bridge.cli.wiring import Wiring
+
+    return Wiring()
+
+
 @dataclass
 class Caller:
-    """What `main` hands to each command (`@click.pass_obj`)."""
+    """What `main` hands to each command (`@click.pass_obj`); the wiring is imported when a command first asks for it."""
 
     ui: user.Ui
-    wiring: Wiring
+    make_wiring: Callable[[], Wiring] = _wiring
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
     command: str | None = None
+
+    @cached_property
+    def wiring(self) -> Wiring:
+        return self.make_wiring()
 
 
 class Commands(click.Group):
@@ -100,6 +111,10 @@ def set_level(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     """Callback of --verbose and --quiet, which stand before or after the command."""
     if value and isinstance(ctx.obj, Caller):
         ctx.obj.ui.level = user.VERBOSE if param.name == "verbose" else user.QUIET
+    if value and param.name == "verbose":
+        import logging
+
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s", stream=sys.stderr)
 
 
 def verbosity(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -125,10 +140,7 @@ def main() -> None:
 
 def run(args: Sequence[str], caller: Caller | None = None) -> int:
     """Run one command line and return its exit code; nothing is raised."""
-    if caller is None:
-        from bridge.cli.wiring import Wiring
-
-        caller = Caller(user.Ui(), Wiring())
+    caller = caller or Caller(user.Ui())
     ui = caller.ui
     try:
         result = cli.main(list(args), prog_name="mbridge", standalone_mode=False, obj=caller)
@@ -180,15 +192,15 @@ def _lowered(message: str) -> str:
 
 
 def _confess(ui: user.Ui, error: Exception, args: Sequence[str]) -> None:
-    from bridge.cli.settings import state_folder
+    from bridge.cli import sessions
 
     trace = "".join(traceback.format_exception(error))
     command = args[0] if args and args[0] in COMMANDS else ""  # arguments may hold secrets (-e NAME=value)
-    where: Path | None = state_folder() / "fault.log"
+    where: Path | None = None
     try:
-        where.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        where = sessions.root() / "fault.log"
         where.write_text(f"mbridge {bridge.__version__} {command}, Python {sys.version.split()[0]}, {sys.platform}\n{trace}")
-    except OSError:
+    except (OSError, BridgeError):
         where = None
     ui.error(
         f"this is a fault of mbridge itself: {type(error).__name__}: {error}",

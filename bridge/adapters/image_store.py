@@ -1,0 +1,94 @@
+"""Images of an engine as files and in registries: list, save, load, push. Building them is images.py's.
+
+docker-py, because it knows the credential helpers of a push. Limits: blocking, call it in a thread; tar files are those of
+`docker save`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import docker
+import docker.errors
+import docker.tls
+import requests
+
+from bridge.errors import EngineUnavailable, HostError
+
+Progress = Callable[[str], None]
+
+
+def connected(
+    url: str, *, ca: str | None = None, cert: str | None = None, key: str | None = None, verify: bool = True, tls: bool = False
+) -> docker.DockerClient:
+    """A client of the engine at `url`. Raises EngineUnavailable."""
+    with translated():
+        pair = (cert, key) if cert and key else None
+        setting = docker.tls.TLSConfig(client_cert=pair, ca_cert=ca, verify=verify and (ca or True)) if tls else False
+        return docker.DockerClient(base_url=url, tls=setting, version="auto", timeout=600)
+
+
+def size(client: docker.DockerClient, name: str) -> int | None:
+    """Bytes of the image, None where the engine has none of that name."""
+    with translated():
+        try:
+            return int(client.images.get(name).attrs["Size"])
+        except docker.errors.ImageNotFound:
+            return None
+
+
+def save(client: docker.DockerClient, names: Sequence[str], file: Path) -> None:
+    """Write the images as one tar, as `docker save` does; a tar that was cut off is not left behind."""
+    partial = file.with_name(f"{file.name}.partial")
+    try:
+        api: Any = client.api  # no public call of docker-py takes several images
+        with translated(), partial.open("wb") as out:
+            answer = api._get(api._url("/images/get"), params={"names": list(names)}, stream=True)
+            api._raise_for_status(answer)
+            for chunk in answer.iter_content(1 << 20):
+                out.write(chunk)
+        partial.replace(file)
+    except OSError as error:
+        raise HostError(f"cannot write {file}: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load(client: docker.DockerClient, file: Path) -> list[str]:
+    """Give the engine the images of a tar; their names."""
+    try:
+        with translated(), file.open("rb") as data:
+            return [name for image in client.images.load(data) for name in image.tags or [str(image.id)]]
+    except OSError as error:
+        raise HostError(f"cannot read {file}: {error.strerror or error}") from error
+
+
+def push(client: docker.DockerClient, name: str, repository: str, progress: Progress) -> str:
+    """Tag `name` as REPOSITORY:ITS-TAG, push that, and return it."""
+    tag = name.rpartition(":")[2]
+    with translated():
+        client.images.get(name).tag(repository, tag)
+        for event in client.images.push(repository, tag=tag, stream=True, decode=True):
+            if "error" in event:
+                raise HostError(
+                    f"{repository} did not take the image: {event['error']}", hint=f"docker login {repository.partition('/')[0]}"
+                )
+            if event.get("status"):
+                progress(f"{event.get('id', '')} {event['status']}".strip())
+    return f"{repository}:{tag}"
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """docker-py's errors in ours."""
+    try:
+        yield
+    except docker.errors.ImageNotFound as error:
+        raise HostError(f"the engine has no such image: {error.explanation}", hint="mbridge images build") from error
+    except docker.errors.APIError as error:
+        raise HostError(f"the engine refused: {error.explanation or error}") from error
+    except (docker.errors.DockerException, requests.RequestException) as error:
+        raise EngineUnavailable(f"the engine cannot be used: {error}", hint="docker version") from error

@@ -1,0 +1,266 @@
+"""Where commands meet adapters and engine: everything heavy is imported here, inside the method that needs it.
+
+`Wiring` is what commands ask of the outside world, one method per question; tests hand in another object with these methods.
+Nothing happens in its constructor. Methods block; those that serve a session end with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+    from bridge.adapters.docker.endpoint import Endpoint
+    from bridge.adapters.docker.engine import Engine
+    from bridge.cli.cmd_doctor import Check
+    from bridge.cli.cmd_forward import Forward
+    from bridge.cli.looking import Listed
+    from bridge.cli.sessions import SessionFolder
+    from bridge.cli.ui import Ui
+    from bridge.model.plan import Plan
+    from bridge.model.session import SessionStatus
+    from bridge.model.wish import SessionWish
+
+T = TypeVar("T")
+Which = Literal["bridge", "agent"]
+_RECORD_BYTES = 2 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    which: str
+    name: str
+    present: bool
+    size: int = 0
+
+
+class Wiring:
+    """The real outside world."""
+
+    # -- serving --------------------------------------------------------------------------------------------------------
+
+    def plan(self, wish: SessionWish) -> Plan:
+        """What `run` would do."""
+        from bridge.cli import hosting
+
+        return asyncio.run(hosting.plan_of(wish))
+
+    def run(self, wish: SessionWish, ui: Ui) -> int:
+        """Serve one session until its app ends; the app's exit code."""
+        from bridge.cli import hosting
+
+        return asyncio.run(hosting.host(wish, ui))
+
+    def up(self, wishes: Sequence[SessionWish], ui: Ui) -> int:
+        """Serve sessions until their apps end or a signal comes."""
+        from bridge.cli import several
+
+        if len(wishes) == 1:
+            return asyncio.run(several.up_one(wishes[0], ui))
+        return asyncio.run(several.up_several(wishes, ui.prefixed))
+
+    def up_detached(self, wishes: Sequence[SessionWish], ui: Ui) -> list[str]:
+        """Leave a process that serves them; their ids once all are ready."""
+        from bridge.cli import detached
+
+        return detached.start(wishes, ui)
+
+    def forward(self, wish: SessionWish, forwards: Sequence[Forward], ui: Ui) -> int:
+        from bridge.cli.forward_session import forward
+
+        return asyncio.run(forward(wish, forwards, ui))
+
+    # -- sessions -------------------------------------------------------------------------------------------------------
+
+    def sessions(self) -> list[SessionStatus]:
+        from bridge.cli import sessions
+
+        return [status for folder in sessions.all_sessions() if (status := sessions.current_status(folder)) is not None]
+
+    def down(self, ids: Sequence[str], everything: bool, ui: Ui) -> list[str]:
+        """End these, or all and what dead ones left; the ids of those that there were. Raises CleanupError after trying all."""
+        from bridge.cli import sessions
+
+        return asyncio.run(_down(sessions.all_sessions(), ids, everything, ui))
+
+    def logs(self, session: str, parts: Sequence[str], follow: bool, tail: int | None, ui: Ui) -> int:
+        from bridge.cli import reading, sessions
+
+        folder = sessions.find(session)
+        return asyncio.run(reading.show_logs(folder, parts, follow, tail, ui, self._engine_of(folder.id)))
+
+    def _engine_of(self, session: str) -> Engine | None:
+        """The engine that a session's containers are on, by its plan; None before it had one."""
+        from bridge.adapters.docker.endpoint import Endpoint
+        from bridge.adapters.docker.engine import Engine
+        from bridge.cli import sessions
+
+        plan = sessions.find(session).plan()
+        return Engine(Endpoint.from_json(plan.engine)) if plan else None
+
+    def records(self) -> dict[str, str]:
+        """Plans, statuses and logs of all sessions, by file name, for `diagnose`; not redacted."""
+        from bridge.cli import sessions
+
+        found = {}
+        for folder in [*(one.path for one in sessions.all_sessions()), sessions.root()]:
+            for name in ("plan.json", "status.json", "log", "fault.log"):
+                with contextlib.suppress(OSError):
+                    text = (folder / name).read_bytes()[-_RECORD_BYTES:].decode(errors="replace")
+                    found[f"sessions/{folder.name}/{name}"] = text
+        return found
+
+    # -- looking --------------------------------------------------------------------------------------------------------
+
+    def targets(self, kind: str | None, docker_context: str | None) -> list[Listed]:
+        from bridge.cli import looking
+
+        async def look() -> list[Listed]:
+            found = await (await self._engine(docker_context).connect()).containers()
+            listed = looking.docker_targets(found) if kind in (None, "docker") else []
+            return listed + (looking.compose_targets(found) if kind in (None, "compose") else [])
+
+        return asyncio.run(look())
+
+    def checks(self, wish: SessionWish | None, docker_context: str | None, ui: Ui) -> Iterator[Check]:
+        from bridge.cli import checks, places, sessions
+
+        async def look() -> AsyncIterator[Check]:
+            for check in checks.host_checks(sessions.root()):
+                yield check
+            engine, reached = self._engine(docker_context), False
+            async for check in checks.engine_checks(engine):
+                reached = reached or (check.name == "engine" and check.good is True)
+                yield check
+            if not reached:
+                return
+            from bridge.adapters import images
+
+            name = await asyncio.to_thread(images.tag, "bridge")
+            async for check in checks.kernel(engine, name, await engine.image(name) is not None):
+                yield check
+            if wish is not None:
+                async for check in checks.target_checks(places.place_of(wish)):
+                    yield check
+
+        yield from _one_by_one(look())
+
+    def environ(self, wish: SessionWish, ui: Ui) -> bytes:
+        """The target process's environment, as proc(5) has it."""
+        from bridge.cli import places
+
+        async def read() -> bytes:
+            place = places.place_of(wish)
+            await place.find()
+            return await place.environ()
+
+        return asyncio.run(read())
+
+    def _engine(self, docker_context: str | None) -> Engine:
+        from bridge.adapters.docker.engine import Engine
+
+        return Engine(self._endpoint(docker_context))
+
+    def _endpoint(self, docker_context: str | None) -> Endpoint:
+        from bridge.adapters.docker.endpoint import find_endpoint
+
+        return find_endpoint(docker_context, os.environ)
+
+    # -- images ---------------------------------------------------------------------------------------------------------
+
+    def images(self, docker_context: str | None) -> list[Image]:
+        from bridge.adapters import image_store, images
+
+        client = self._docker_py(docker_context)
+        names = [(which, images.tag(which)) for which in images.NAMES]
+        sizes = [(which, name, image_store.size(client, name)) for which, name in names]
+        return [Image(which, name, size is not None, size or 0) for which, name, size in sizes]
+
+    def build_images(self, which: Sequence[str], force: bool, docker_context: str | None, ui: Ui) -> list[str]:
+        from bridge.adapters import images
+
+        client = self._docker_py(docker_context)
+        names = []
+        for one in cast(Sequence[Which], which):
+            if not force and images.present(client, one):
+                names.append(images.tag(one))
+                continue
+            with ui.step(one) as step:
+                names.append(images.build(client, one, step.now))
+                step.done(names[-1])
+        return names
+
+    def save_images(self, file: Path, which: Sequence[str], docker_context: str | None, ui: Ui) -> None:
+        from bridge.adapters import image_store
+
+        names = self.build_images(which, False, docker_context, ui)
+        with ui.step("save") as step:
+            image_store.save(self._docker_py(docker_context), names, file)
+            step.done(str(file))
+
+    def load_images(self, file: Path, docker_context: str | None, ui: Ui) -> list[str]:
+        from bridge.adapters import image_store
+
+        with ui.step("load"):
+            return image_store.load(self._docker_py(docker_context), file)
+
+    def push_images(self, repository: str, which: Sequence[str], docker_context: str | None, ui: Ui) -> list[str]:
+        from bridge.adapters import image_store
+
+        client, pushed = self._docker_py(docker_context), []
+        for one, name in zip(which, self.build_images(which, False, docker_context, ui), strict=True):
+            with ui.step(one) as step:
+                pushed.append(image_store.push(client, name, f"{repository}-{one}", step.now))
+                step.done(pushed[-1])
+        return pushed
+
+    def _docker_py(self, docker_context: str | None) -> DockerClient:
+        from bridge.adapters import image_store
+
+        at = self._endpoint(docker_context)
+        return image_store.connected(at.url, ca=at.ca, cert=at.cert, key=at.key, verify=at.verify, tls=at.tls)
+
+
+async def _down(folders: Sequence[SessionFolder], ids: Sequence[str], everything: bool, ui: Ui) -> list[str]:
+    from bridge.cli import sessions
+    from bridge.errors import CleanupError
+
+    ended, failures = [], []
+    for folder in folders:
+        if not everything and folder.id not in ids:
+            continue
+        with ui.step(folder.id) as step:
+            try:
+                await sessions.down(folder, step.now)
+            except CleanupError as error:
+                failures.append(error)
+                step.done("not undone")
+            else:
+                ended.append(folder.id)
+                step.done("undone")
+    if everything:
+        await sessions.sweep(ui.note)
+    for failure in failures[:-1]:
+        ui.fault(failure)
+    if failures:
+        raise failures[-1]
+    return ended
+
+
+def _one_by_one(source: AsyncIterator[T]) -> Iterator[T]:
+    """An asynchronous iterator as a plain one: each item as soon as it is there."""
+    ended = object()
+
+    async def advance() -> object:
+        return await anext(source, ended)
+
+    with asyncio.Runner() as runner:
+        while (item := runner.run(advance())) is not ended:
+            yield cast(T, item)
