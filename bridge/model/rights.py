@@ -66,6 +66,8 @@ def needed(target: Target | None, agent_kind: str = "auto") -> tuple[Right, ...]
     rights = [right for right in RIGHTS if right.feature != "helper" or helper]
     if helper:
         rights = [right for right in rights if right.resource != "pods/ephemeralcontainers"]
+    if target is None or (isinstance(target, KubeTarget) and target.kind == "cronjob"):
+        rights.append(Right("list", "jobs", "run", "batch"))  # which of them are the cronjob's
     if target is None:
         rights += [right for kind, right in WORKLOADS.items() if kind != "rollout"]
     elif isinstance(target, KubeTarget) and target.kind in WORKLOADS:

@@ -196,11 +196,7 @@ class Finder:
             raise await self._missing(kind, name) from error
         spec = workload.get("spec", {})
         if kind == "cronjob":
-            active = workload.get("status", {}).get("active") or ()
-            if not active:
-                hint = f"kubectl create job --from=cronjob/{name} {name}-now -n {self._namespace}"
-                raise TargetNotFound(f"cronjob/{name} has no run under way", hint=hint)
-            query = f"job-name={active[-1]['name']}"
+            query = f"job-name={await self._run_of(workload)}"
         elif kind == "svc" and spec.get("type") == "ExternalName":
             raise TargetNotFound(f"svc/{name} is a name for {spec.get('externalName')}, outside of the cluster: it has no pods")
         elif not spec.get("selector"):
@@ -209,6 +205,17 @@ class Finder:
             query = label_query(spec["selector"])
         self._selectors[kind, name] = query
         return query
+
+    async def _run_of(self, cronjob: Json) -> str:
+        """The newest job of this cronjob that is under way, made by its schedule or by `kubectl create job --from`."""
+        name, uid = cronjob["metadata"]["name"], cronjob["metadata"]["uid"]
+        jobs = (await self._api.get(path_of("job", self._namespace)))["items"]
+        own = [job for job in jobs if any(owner["uid"] == uid for owner in job["metadata"].get("ownerReferences") or ())]
+        active = [job for job in own if job.get("status", {}).get("active")]
+        if not active:
+            hint = f"kubectl create job --from=cronjob/{name} {name}-now -n {self._namespace}"
+            raise TargetNotFound(f"cronjob/{name} has no run under way", hint=hint)
+        return str(_newest_first(active)[0]["metadata"]["name"])
 
     async def _missing(self, kind: str, name: str) -> TargetNotFound:
         """Says what there is instead, as far as the caller may list it."""
