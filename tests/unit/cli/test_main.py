@@ -111,7 +111,8 @@ class Absent:
         if name.partition(".")[0] in {"pyroute2", "nftables", "uvloop"}:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent())
-import asyncio, os, socket, urllib.request  # before the platform is another: the standard library looks at it too
+import asyncio, os, socket, sysconfig, urllib.request, zoneinfo  # the standard library asks for the platform too
+sysconfig.get_config_vars()
 for name in ("AF_NETLINK", "AF_PACKET", "SO_MARK", "SO_BINDTODEVICE"):
     if hasattr(socket, name):
         delattr(socket, name)
