@@ -94,8 +94,8 @@ def load(path: Path | None, flags: Mapping[str, Any], environ: Mapping[str, str]
             found[name], app_origin = _finish(layer, over, faults, ("apps", name))
             origin |= {f"apps.{name}.{key}": where for key, where in app_origin.items()}
     for prefix, config in {f"apps.{name}.": config for name, config in found.items()}.items() or [("", value)]:
-        for path, why in not_built(config):
-            key = ".".join(path)
+        for key_path, why in not_built(config):
+            key = ".".join(key_path)
             faults.add(origin.get(prefix + key, label), f"{prefix}{key}: {why}", key)
     faults.raise_any()
     return Loaded(value, origin, found)
@@ -303,8 +303,10 @@ class _Faults:
 
     def raise_any(self) -> None:
         if self._found:
-            lines = sorted((_order(where), f"{where}: {text}") for (where, _), text in self._found.items())
-            raise SpecError("\n".join(line for _, line in lines), hint="mbridge config schema shows all keys and their values")
+            found = sorted(self._found.items(), key=lambda item: _order(item[0][0]))
+            raise SpecError(
+                "\n".join(f"{where}: {text}" for (where, _), text in found), hint="mbridge config schema shows all keys and their values"
+            )
 
 
 def _order(where: str) -> tuple[str, int]:
