@@ -16,6 +16,7 @@ import fcntl
 import os
 import socket
 import stat
+import threading
 from collections.abc import Callable, Sequence
 
 from bridge.protocol.stream import Buffer
@@ -23,6 +24,8 @@ from bridge.protocol.stream import Buffer
 READ_BYTES = 1 << 20
 LINGER_S = 2.0
 _PIPE_BYTES = 1 << 20
+
+_thread = threading.local()  # `view`: one buffer for all carriers of the thread's loop, for what was read is consumed at once
 
 
 class Carrier:
@@ -34,8 +37,7 @@ class Carrier:
             raise ValueError(f"a carrier has one or two descriptors, not {len(numbers)}")
         self._loop = loop
         self._read_fd, self._write_fd = numbers[0], numbers[-1]
-        self._buffer = bytearray(READ_BYTES)
-        self._view = memoryview(self._buffer)
+        self._view = _buffer()
         self._on_bytes: Callable[[memoryview], None] = _ignore
         self._on_lost: Callable[[str], None] = _ignore
         self._on_room: Callable[[], None] = _nothing
@@ -109,7 +111,7 @@ class Carrier:
 
     def _readable(self) -> None:
         try:
-            size = os.readv(self._read_fd, [self._buffer])
+            size = os.readv(self._read_fd, [self._view])
         except (BlockingIOError, InterruptedError):
             return
         except OSError as exc:
@@ -169,6 +171,13 @@ class Carrier:
                     if sock.family in (socket.AF_INET, socket.AF_INET6):
                         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     sock.detach()
+
+
+def _buffer() -> memoryview:
+    view: memoryview | None = getattr(_thread, "view", None)
+    if view is None:
+        view = _thread.view = memoryview(bytearray(READ_BYTES))
+    return view
 
 
 def _after(buffers: list[Buffer], sent: int) -> list[Buffer]:

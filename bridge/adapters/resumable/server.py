@@ -80,6 +80,7 @@ class ResumableServer:
         new = transport is None
         if transport is None:
             transport = ResumableTransport(self._loop, stream)
+            transport.expecting = True  # whichever end's silence runs out first asks: a link costs one PING in 10 s
             self._adopt(transport)
         timer = self._lingering.pop(stream.stream_id, None)
         if timer is not None:

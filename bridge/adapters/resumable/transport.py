@@ -2,7 +2,7 @@
 
 Theory of operation: the protocol is started once and lives as long as the stream. Carriers are given by `carry`; when one is
 lost, `on_carrier_lost` tells its owner, the protocol hears nothing, and what it writes waits. Writes of one loop iteration
-go out as one frame.
+go out as one frame, but for the first after a pause: that one goes at once.
 
 Limits: `pause_writing` at 2 MiB unsent or 16 MiB unacknowledged; a protocol that writes on regardless is not cut off.
 After `pause_reading` what one read of the carrier brought (1 MiB at most) is still delivered; a protocol that pauses for
@@ -24,6 +24,7 @@ from bridge.protocol.stream_frames import ID_SIZE, NONCE_SIZE, Kind, Reader
 
 _HIGH_BYTES, _LOW_BYTES = 2 << 20, 512 << 10
 _FLUSH_BYTES = 256 << 10  # a burst need not wait for the end of the loop iteration
+_QUIET_S = 0.0003  # after so long without a write the next one goes out at once: 40 µs less on an idle link's round trip
 
 
 class ResumableTransport(asyncio.Transport):
@@ -44,7 +45,7 @@ class ResumableTransport(asyncio.Transport):
         self._paused_reading = self._paused_writing = self._flush_soon = False
         self._closing = self._ended = False
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
+        self._timer_at = self._sent_at = 0.0
 
     @classmethod
     def client(cls, loop: asyncio.AbstractEventLoop, *, replay_bytes: int = REPLAY_BYTES) -> ResumableTransport:
@@ -166,6 +167,8 @@ class ResumableTransport(asyncio.Transport):
         if self._carrier is not None and not self._carrier.busy:
             if stream.unsent_bytes >= _FLUSH_BYTES:
                 self._flush()
+            elif self._loop.time() - self._sent_at > _QUIET_S:
+                self._flush()
             elif not self._flush_soon:
                 self._flush_soon = True
                 self._loop.call_soon(self._flush_now)
@@ -257,6 +260,7 @@ class ResumableTransport(asyncio.Transport):
             buffers = stream.take(now)
             if not buffers:
                 break
+            self._sent_at = now
             carrier.write(buffers)
         if stream.state is State.CLOSED:
             self._end(None)
