@@ -1,0 +1,135 @@
+"""Container level: the lab on the local engine, and one bridged app for all tests that do not disturb it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import docker
+import docker.errors
+import pytest
+
+from tests.lab import boxes
+from tests.lab.boxes import Box, Cli
+from tests.lab.dockerlab import Lab, docker_lab
+
+
+@pytest.fixture(scope="session")
+def client() -> docker.DockerClient:
+    client = docker.from_env(timeout=600)
+    try:
+        client.ping()
+    except (docker.errors.DockerException, OSError) as error:
+        pytest.skip(f"no container engine answers: {error}")
+    return client
+
+
+@pytest.fixture(scope="session")
+def own_images(client: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """mbridge's own, built once a run: tests measure sessions, not builds."""
+    done = Cli(tmp_path_factory.mktemp("state")).run("images", "build", limit_s=900)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="session")
+def lab(client: docker.DockerClient, own_images: None) -> Iterator[Lab]:
+    with docker_lab(client) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="session")
+def cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
+    """The session-wide state folder; what tests leave in it is ended at the end."""
+    cli = Cli(tmp_path_factory.mktemp("state"))
+    yield cli
+    cli.run("down", "--all", limit_s=120)
+
+
+@pytest.fixture
+def own_cli(tmp_path: Path) -> Iterator[Cli]:
+    """A state folder of one test: it sees no session but its own."""
+    cli = Cli(tmp_path / "state")
+    yield cli
+    cli.run("down", "--all", limit_s=120)
+
+
+class App(Box):
+    """A bridged app: a box, and the `mbridge run` that holds it."""
+
+    process: subprocess.Popen[bytes]
+    cli: Cli
+
+    @property
+    def session(self) -> str:
+        return str(self.container.labels["mbridge.session"])
+
+    def part(self, role: str) -> docker.models.containers.Container:
+        """The container of the session with that role."""
+        (found,) = boxes.of_session(self.container.client, self.session, role)
+        return found
+
+    def status(self) -> dict[str, object]:
+        return next(one for one in self.cli.status() if one["id"] == self.session)
+
+
+@contextlib.contextmanager
+def bridged(
+    lab: Lab, cli: Cli, target: str, *options: str, image: str | None = None, command: tuple[str, ...] = ("sleep", "infinity")
+) -> Iterator[App]:
+    """`mbridge run` on the developer's network, in the background, until the app's container runs."""
+    name = f"mbt-app-{os.urandom(4).hex()}"
+    network = () if "--network" in options else ("--network", lab.outside)
+    process = cli.start("run", "--name", name, *network, *options, target, image or lab.programs_image, *command)
+    try:
+        app = App(boxes.eventually(lambda: _running(lab.client, name) or _ended(process), limit_s=60, pause_s=0.05))
+        app.process, app.cli = process, cli
+        yield app
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+        with contextlib.suppress(docker.errors.APIError):
+            lab.client.containers.get(name).remove(force=True)
+
+
+def _running(client: docker.DockerClient, name: str) -> docker.models.containers.Container | None:
+    with contextlib.suppress(docker.errors.NotFound):
+        container = client.containers.get(name)
+        return container if container.status == "running" else None
+    return None
+
+
+def _ended(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is not None:
+        out, err = process.communicate()
+        pytest.fail(
+            f"mbridge run ended with {process.returncode}: {err.decode(errors='replace')[-3000:]}{out.decode(errors='replace')[-500:]}"
+        )
+
+
+Bridge = Callable[..., contextlib.AbstractContextManager[App]]
+
+
+@pytest.fixture(scope="session")
+def app(lab: Lab, cli: Cli) -> Iterator[App]:
+    """Bridged to the lab's target for the whole run. Tests only look through it; who disturbs a session starts one."""
+    with bridged(lab, cli, f"docker/{lab.target.name}") as app:
+        yield app
+
+
+@pytest.fixture
+def bridge(lab: Lab, own_cli: Cli) -> Bridge:
+    """Starts a session of the test's own: `with bridge("docker/x", "-p", "8000:8000") as app`."""
+
+    def start(target: str, *options: str, **more: object) -> contextlib.AbstractContextManager[App]:
+        return bridged(lab, own_cli, target, *options, **more)  # type: ignore[arg-type]  # passed on as they come
+
+    return start
