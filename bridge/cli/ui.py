@@ -10,7 +10,8 @@ once, at the step's end.
 
 Text from outside (names, log lines, an engine's own sentence) is escaped: a container's name must not move the cursor.
 
-Limits: one live line; with several sessions at once (`prefixed`) the lines are plain and carry the app's name.
+Limits: one live line, which shows the step that spoke last; with several sessions at once (`prefixed`) the lines are plain and
+carry the app's name.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class Ui:
         self._environ = os.environ if environ is None else environ
         self._clock = clock
         self._prefix = prefix
-        self._live = ""
+        self._under_way: dict[Step, str] = {}  # what each step of a terminal shows; the last one is seen
         self._frame = 0
         self.level = level
         self.raw = False  # the terminal is in raw mode (`run -t`): a line ends with a carriage return too
@@ -129,51 +130,55 @@ class Ui:
     def step(self, what: str) -> Iterator[Step]:
         """A step of a start, with its time. A step that fails leaves the telling to whoever answers the error."""
         began = self._clock()
-        step = Step(lambda text: self._show(what, text))
-        self._show(what, "")
+        step = Step(lambda text: self._show(step, what, text))
+        self._show(step, what, "")
         try:
             yield step
         finally:
-            self._clear()
+            self._under_way.pop(step, None)
+            self._erase()
         if self.level < NORMAL:
             return
         took = f"{self._clock() - began:.2f} s"
         result = printable(step.result)
         if self._alive():
             self._write(f"{self._paint('✓', 'green')} {what:<8} {result:<52} {self._paint(took, 'dim')}")
+            self._redraw()
         else:
             self._line("mbridge: ", f"{what}: {step.result} ({took})" if result else f"{what} ({took})")
 
     def _alive(self) -> bool:
         return self.level == NORMAL and not self._prefix and not self.raw and self.on_terminal()
 
-    def _show(self, what: str, text: str) -> None:
+    def _show(self, step: Step, what: str, text: str) -> None:
         if not self._alive():
             if text:
                 self.detail(f"{what}: {text}")
             return
+        self._under_way.pop(step, None)
+        self._under_way[step] = f"{what:<8} {printable(text)}"
         self._frame += 1
-        self._live = f"{_FRAMES[self._frame % len(_FRAMES)]} {what:<8} {printable(text)}"[: self._width() - 1]
-        self.err.write(f"\r\x1b[2K{self._live}")
-        self.err.flush()
+        self._redraw()
 
-    def _clear(self) -> None:
-        if self._live:
-            self._live = ""
+    def _redraw(self) -> None:
+        if self._under_way:
+            line = f"{_FRAMES[self._frame % len(_FRAMES)]} {list(self._under_way.values())[-1]}"
+            self.err.write(f"\r\x1b[2K{line[: self._width() - 1]}")
+            self.err.flush()
+
+    def _erase(self) -> None:
+        if self._alive():
             self.err.write("\r\x1b[2K")
 
     def _line(self, start: str, text: str) -> None:
         """One line; further lines of `text` (a builder's last words) follow indented."""
         first, *rest = text.splitlines() or [""]
-        live = self._live
-        self._clear()
+        if self._under_way:
+            self._erase()
         self._write(f"{start}{self._prefix}{printable(first)}")
         for line in rest:
             self._write(f"  {self._prefix}{printable(line)}")
-        if live:
-            self._live = live
-            self.err.write(live)
-            self.err.flush()
+        self._redraw()
 
     def _write(self, line: str) -> None:
         with contextlib.suppress(BrokenPipeError):

@@ -21,7 +21,7 @@ from bridge.model.yaml_lines import as_text
 T = TypeVar("T")
 
 _PORT_RANGE = r"\d{1,6}(?:-\d{1,6})?"
-_PUBLISHED = re.compile(rf"(?:(?:\[[0-9a-fA-F:.]+\]|[0-9.]+):)?(?:({_PORT_RANGE})?:)?({_PORT_RANGE})(?:/(?:tcp|udp|sctp))?")
+_PUBLISHED = re.compile(rf"(?:(?:\[[0-9a-fA-F:.]+\]|\d+(?:\.\d+){{3}}):)?(?:({_PORT_RANGE})?:)?({_PORT_RANGE})(?:/(?:tcp|udp|sctp))?")
 _BRIDGED = re.compile(r"(\d{1,6})(?::(\d{1,6}))?(?:/(?:tcp|udp))?")
 _RATE = re.compile(r"(\d+(?:\.\d+)?) ?(|[kMG]i?)B?(?:/s)?")
 _RATE_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "ki": 2**10, "Mi": 2**20, "Gi": 2**30}

@@ -75,6 +75,15 @@ def test_a_warning_during_a_live_step_stands_above_it() -> None:
     assert "\r\x1b[2Kmbridge: warning: slow\n" in err.getvalue()
 
 
+def test_of_two_steps_at_once_the_other_stays_in_sight_when_one_ends() -> None:
+    ui, _, err, _ = made(terminal=True, NO_COLOR="1")
+    with ui.step("network") as network:
+        network.now("pause")
+        with ui.step("agent") as agent:
+            agent.now("creating")
+        assert err.getvalue().rpartition("\x1b[2K")[2].endswith(" network  pause")
+
+
 def test_quiet_leaves_errors_and_warnings() -> None:
     ui, _, err, _ = made(level=QUIET)
     ui.note("a")
