@@ -1,8 +1,9 @@
 """Bring an agent to life and see it start: request, its events while it waits, its first log line.
 
 Theory of operation: the pod is watched where that is allowed, else looked at every 0.2 s; what the kubelet says while the
-container waits is progress, and what it says when it gives up (an image that cannot be pulled) ends the wait at once, in its
-own words. The first log line comes by following the log, so it costs one request however long Python takes to start.
+container waits is progress, and what it says when it gives up (an image that cannot be pulled) ends the wait, in its own words.
+It says so in an event at once, in an ephemeral container's status up to 15 s later, so after 1.5 s events are read as well. The first log line comes by
+following the log, so it costs one request however long Python takes to start.
 
     patch or create -> waiting -> running -> first line          Refused (admission, quota, Pod Security) at the first arrow
 """
@@ -25,7 +26,8 @@ Progress = Callable[[str], None]
 START_LIMIT_S = 120.0  # a big image on a slow registry; what is stuck ends long before
 LINE_LIMIT_S = 20.0
 _POLL_S = 0.2
-_EVENTS_AFTER_S = 1.0
+_EVENTS_EACH_S = 1.5
+_GIVEN_UP = frozenset({"Failed", "BackOff", "InspectFailed", "ErrImageNeverPull"})
 
 
 class Launcher:
@@ -49,25 +51,58 @@ class Launcher:
 
     async def running(self, pod: str, container: str, progress: Progress) -> Json:
         """Wait until `container` runs; the pod as it is then. Raises AgentFailed in the kubelet's words."""
-        said = ""
+        said: list[str] = []
+
+        def tell(message: str) -> None:
+            if message and message not in said:
+                said.append(message)
+                progress(message)
+
+        waits = [asyncio.ensure_future(self._by_status(pod, container, tell)), asyncio.ensure_future(self._by_events(pod, container, tell))]
         try:
-            async with asyncio.timeout(START_LIMIT_S), contextlib.aclosing(self._states(pod)) as states:
-                async for state in states:
-                    verdict, message = agents.waiting_for(state, container)
-                    message = message or _unscheduled(state)
-                    if verdict == "running":
-                        return state
-                    if verdict == "ended":
-                        raise AgentFailed(f"the agent ended at once: {message}", hint=self._logs(pod, container))
-                    if verdict == "stuck":
-                        raise self._stuck(state, container, message)
-                    if message and message not in (said, "ContainerCreating", "PodInitializing"):
-                        progress(message)
-                        said = message
-        except TimeoutError:
-            raise AgentFailed(f"the agent did not start in {START_LIMIT_S:.0f} s: {said or 'the node says nothing'}",
-                              hint=f"kubectl describe pod {pod} -n {self._namespace}") from None  # fmt: skip
+            done, _ = await asyncio.wait(waits, timeout=START_LIMIT_S, return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                return done.pop().result()
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+        raise AgentFailed(f"the agent did not start in {START_LIMIT_S:.0f} s: {said[-1] if said else 'the node says nothing'}",
+                          hint=f"kubectl describe pod {pod} -n {self._namespace}")  # fmt: skip
+
+    async def _by_status(self, pod: str, container: str, tell: Progress) -> Json:
+        async with contextlib.aclosing(self._states(pod)) as states:
+            async for state in states:
+                verdict, message = agents.waiting_for(state, container)
+                message = message or _unscheduled(state)
+                if verdict == "running":
+                    return state
+                if verdict == "ended":
+                    raise AgentFailed(f"the agent ended at once: {message}", hint=self._logs(pod, container))
+                if verdict == "stuck":
+                    raise self._stuck(state, container, message)
+                if message not in ("ContainerCreating", "PodInitializing"):
+                    tell(message)
         raise AgentFailed(f"pod {pod} went away while the agent was starting")
+
+    async def _by_events(self, pod: str, container: str, tell: Progress) -> Json:
+        """Ends by raising only: where events may not be listed it waits for ever, beside `_by_status`."""
+        path, query = f"/api/v1/namespaces/{self._namespace}/events", [("fieldSelector", f"involvedObject.name={pod}")]
+        while True:
+            await asyncio.sleep(_EVENTS_EACH_S)
+            try:
+                items = (await self._api.get(path, query))["items"]
+            except BridgeError:
+                await asyncio.Event().wait()
+            for item in sorted(items, key=lambda item: str(item.get("lastTimestamp") or item.get("eventTime") or "")):
+                field = str(item["involvedObject"].get("fieldPath") or "")
+                if field and not field.endswith(f"{{{container}}}"):
+                    continue  # of another container
+                said = f"{item.get('reason')}: {item.get('message')}"
+                if field and item.get("reason") in _GIVEN_UP:
+                    raise self._stuck(await self._api.get(path_of("pod", self._namespace, pod)), container, said)
+                if field:
+                    tell(said)
 
     def _stuck(self, pod: Json, container: str, message: str) -> AgentFailed:
         left = ""
@@ -75,7 +110,7 @@ class Launcher:
             left = f"; the record of container {container} stays in the pod, Kubernetes cannot remove one"
         image = next((c["image"] for sort in ("ephemeralContainers", "containers") for c in pod["spec"].get(sort) or ()
                       if c["name"] == container), "?")  # fmt: skip
-        if "mage" in message.partition(":")[0]:
+        if "image" in message.lower():
             ways = "another --agent-image that this cluster can pull, or --agent pod with a pull secret"
             hint = f"the node has no {image}: load it into the cluster, name {ways}{left}"
         else:
@@ -120,16 +155,6 @@ class Launcher:
                 if error.status != 400 or attempt == 19:
                     raise AgentFailed(f"the agent's log cannot be read: {error.said}") from error
                 await asyncio.sleep(_POLL_S)
-
-    async def events(self, pod: str) -> list[str]:
-        """What was said about this pod, oldest first; nothing where events may not be listed."""
-        query = [("fieldSelector", f"involvedObject.name={pod}")]
-        try:
-            items = (await self._api.get(f"/api/v1/namespaces/{self._namespace}/events", query))["items"]
-        except BridgeError:
-            return []
-        items.sort(key=lambda item: str(item.get("lastTimestamp") or item.get("eventTime") or ""))
-        return [f"{item.get('reason')}: {item.get('message')}" for item in items]
 
     async def _states(self, pod: str) -> AsyncGenerator[Json, None]:
         """The pod now and after each change, until it is deleted."""
