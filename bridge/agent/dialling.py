@@ -103,9 +103,11 @@ class _Dial:
         try:
             sock = self._sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
             code = sock.connect_ex(place)
+            if code == errno.EINPROGRESS:  # within one machine the kernel is often done by now: spare the loop a turn
+                code = sock.connect_ex(place)
         except OSError as exc:  # EMFILE; an address of a family that the kernel lacks
             code = exc.errno or errno.EINVAL
-        if code == errno.EINPROGRESS:
+        if code in (errno.EINPROGRESS, errno.EALREADY):
             assert self._sock is not None
             self._loop.add_writer(self._sock.fileno(), self._connected)
         else:

@@ -6,7 +6,10 @@ all bytes of all flows pass here. Each direction ends by itself (half-close); th
     app ── recv_into ──> channel.write       paused while the channel's window is full
     app <── send ─────── on_data             what the socket does not take is kept; past 256 KiB the channel is paused
     FIN of the app → write_eof · EOF of the cluster → shutdown, once all is sent
-    RST of the app → channel.abort · reset of the channel → SO_LINGER of 0 and close, which sends a RST (socket(7))
+    RST of the app → channel.abort · reset of the channel → close with SO_LINGER of 0, which sends a RST (socket(7))
+
+That SO_LINGER stands from the start and is lifted before an orderly close, so that a bridge which is killed resets its flows:
+an app must never take half an answer for a whole one.
 
 An urgent byte (MSG_OOB) is not passed on, but the stream round it is: the cluster reads what it would read with SO_OOBINLINE
 off. MSG_PEEK is the app's kernel's own affair.
@@ -29,6 +32,8 @@ _BUFFER_BYTES = 256 << 10
 _HIGH_BYTES, _LOW_BYTES = 256 << 10, 64 << 10
 _MAX_PIECES = 64  # of one sendmsg; IOV_MAX is 1024
 
+_RESET_AT_CLOSE, _NO_LINGER = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
+
 # Shared by all flows: the loop has one thread, and what was read is copied out before the callback ends.
 _buffer = memoryview(bytearray(_BUFFER_BYTES))
 
@@ -42,6 +47,7 @@ def join(loop: asyncio.AbstractEventLoop, sock: socket.socket, channel: Channel,
     """
     with contextlib.suppress(OSError):  # a connection that is reset already: the first recv tells
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
     _Pump(loop, sock, channel, ended).start()
 
 
@@ -64,7 +70,9 @@ class _Pump:
 
     def start(self) -> None:
         self._channel.attach(self)
-        self._watch()
+        if not self._done:
+            self._readable()  # whoever connects mostly speaks first, and has by now: a turn of the loop less
+            self._watch()
 
     # The app's side
 
@@ -78,7 +86,7 @@ class _Pump:
             return
         if size:
             self._sent += size
-            self._channel.write(bytes(_buffer[:size]))
+            self._channel.write(_buffer[:size])  # which copies what it cannot send at once
             return
         self._app_ended = True
         self._watch()
@@ -111,7 +119,7 @@ class _Pump:
         if self._done:
             return
         if self._channel_lost:
-            self._finish("CLOSED")
+            self._finish("CLOSED", orderly=True)
             return
         if self._cluster_ended and not self._shut:
             self._shut = True
@@ -166,11 +174,9 @@ class _Pump:
             return
         self._channel_lost = True
         if reset:
-            with contextlib.suppress(OSError):
-                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._finish("RESET by the cluster")
         elif not self._pending:
-            self._finish("CLOSED")
+            self._finish("CLOSED", orderly=True)
         else:
             self._watch()
 
@@ -186,7 +192,7 @@ class _Pump:
             if not self._channel_lost:
                 self._channel_lost = True
                 self._channel.close()
-            self._finish("CLOSED")
+            self._finish("CLOSED", orderly=True)
 
     def _watch(self) -> None:
         """Have the loop watch for what can be done now."""
@@ -207,7 +213,7 @@ class _Pump:
             else:
                 self._loop.remove_writer(self._fd)
 
-    def _finish(self, how: str) -> None:
+    def _finish(self, how: str, *, orderly: bool = False) -> None:
         if self._done:
             return
         self._done = True
@@ -216,5 +222,8 @@ class _Pump:
         if self._writing:
             self._loop.remove_writer(self._fd)
         self._pending.clear()
+        if orderly:
+            with contextlib.suppress(OSError):
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         self._sock.close()
         self._ended(self._sent, self._received, how)

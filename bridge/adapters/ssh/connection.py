@@ -22,7 +22,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import asyncssh
-from asyncssh.constants import MSG_CHANNEL_OPEN_CONFIRMATION, MSG_KEX_LAST
+from asyncssh.constants import MSG_CHANNEL_OPEN, MSG_CHANNEL_OPEN_CONFIRMATION, MSG_KEX_LAST
 from asyncssh.encryption import Encryption, GCMEncryption
 from asyncssh.misc import MACError, ProtocolError
 from cryptography.exceptions import InvalidTag
@@ -227,6 +227,10 @@ class FastPath(SSHConnection):
             return rest[:0]
         return rest
 
+    def take_open(self, body: memoryview) -> bool:
+        """A request for a channel: True if it is dealt with, else asyncssh's own path gets it."""
+        return False
+
     def _whole_size(self, start: bytes | bytearray | memoryview) -> int:
         length = int.from_bytes(start[:_HEADER], "big")
         if length > self._max_recv_pktlen or length < _BLOCK:
@@ -246,6 +250,9 @@ class FastPath(SSHConnection):
                 raise ProtocolError("packet for a channel that is not open")
             self._recv_seq = (self._recv_seq + 1) & 0xFFFFFFFF
             channel.receive(kind, payload[6:])
+            return
+        if kind == MSG_CHANNEL_OPEN and self._auth_final and self.take_open(payload[2:]):
+            self._recv_seq = (self._recv_seq + 1) & 0xFFFFFFFF
             return
         cipher.opened = bytes(memoryview(self._scratch)[: len(packet) - _HEADER - _TAG])
         self._packet = bytes(packet[: self._recv_blocksize])

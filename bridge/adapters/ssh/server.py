@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import asyncssh
 from asyncssh.constants import OPEN_ADMINISTRATIVELY_PROHIBITED
-from asyncssh.packet import SSHPacket
+from asyncssh.packet import SSHPacket, String
 
 from bridge.adapters.ssh.channel import Channel
 from bridge.adapters.ssh.client import _NEVER_BYTES, USER, Startable
@@ -20,6 +20,7 @@ from bridge.adapters.ssh.windows import AGENT_LIMIT, Windows
 
 _LOGIN_S = 30
 _MOST_NAME = 255
+_DIRECT = String(b"direct-tcpip")
 
 _windows = Windows(AGENT_LIMIT)
 
@@ -60,6 +61,19 @@ class _Owner(asyncssh.SSHServer):
 
 class _Connection(FastPath, asyncssh.SSHServerConnection):
     services: Services
+
+    def take_open(self, body: memoryview) -> bool:
+        if body[: len(_DIRECT)] != _DIRECT:
+            return False
+        packet = SSHPacket(bytes(body[len(_DIRECT) :]))
+        far_number, far_window, far_packet = packet.get_uint32(), packet.get_uint32(), packet.get_uint32()
+        try:
+            channel, dial = self._process_direct_tcpip_open(packet)
+        except asyncssh.ChannelOpenError as exc:
+            self.send_channel_open_failure(far_number, exc.code, exc.reason, exc.lang)
+        else:
+            channel.process_open(far_number, far_window, far_packet, dial)
+        return True
 
     def _process_direct_tcpip_open(self, packet: SSHPacket) -> Any:
         address, port = packet.get_string(), packet.get_uint32()
