@@ -165,9 +165,7 @@ class ResumableTransport(asyncio.Transport):
         stream = self.stream
         stream.write(bytes(data) if isinstance(data, memoryview) else data)
         if self._carrier is not None and not self._carrier.busy:
-            if stream.unsent_bytes >= _FLUSH_BYTES:
-                self._flush()
-            elif self._loop.time() - self._sent_at > _QUIET_S:
+            if stream.unsent_bytes >= _FLUSH_BYTES or self._loop.time() - self._sent_at > _QUIET_S:
                 self._flush()
             elif not self._flush_soon:
                 self._flush_soon = True
