@@ -212,8 +212,8 @@ def _name(message: bytes, at: int) -> tuple[str, int]:
                 end = at + 2
             at = (length & 0x3F) << 8 | message[at + 1]
             hops += 1
-            if at >= limit or hops > _MAX_HOPS:
-                raise RemoteProtocolError("a DNS name points forwards, or too often")
+            if not _HEADER.size <= at < limit or hops > _MAX_HOPS:
+                raise RemoteProtocolError("a DNS name points forwards, into the header, or too often")
             limit = at
             continue
         if length > 63:

@@ -173,8 +173,9 @@ def test_any_bytes_are_an_answer_that_can_be_kept_or_an_expected_error(message: 
     aged = cache.get("ns", QUERY, 1.5)
     if answer.ttl_s > 1:
         assert aged is not None
-        assert len(aged[0]) == len(message)
-        assert read_answer(aged[0], query).addresses == answer.addresses
+        ttls = {offset + i for offset in answer.ttl_offsets for i in range(4)} | {0, 1}
+        changed = {i for i, (old, new) in enumerate(zip(message, aged[0], strict=True)) if old != new}
+        assert changed <= ttls
 
 
 @given(
