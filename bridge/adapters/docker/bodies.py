@@ -30,6 +30,9 @@ _SYSCTLS = {
     "net.ipv4.conf.all.arp_ignore": "1",
     "net.ipv4.conf.all.arp_announce": "2",
     "net.ipv4.conf.all.rp_filter": "2",
+    # The engine turns IPv6 off where the network has none; the target's IPv6 address on our tun would be refused (EACCES).
+    "net.ipv6.conf.all.disable_ipv6": "0",
+    "net.ipv6.conf.default.disable_ipv6": "0",
 }
 _LOGS = {"Type": "json-file", "Config": {"max-size": "4m", "max-file": "1"}}
 
