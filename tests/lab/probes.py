@@ -332,6 +332,21 @@ def self_connect(port, addresses):
     return seen
 
 
+def who_said(host, port):
+    with dial(host, port, 3) as sock:
+        return read_all(sock).decode()
+
+
+def useless(host, port):
+    """Whether a connection there is refused, or ends without having carried anything."""
+    try:
+        with dial(host, port, 2) as sock:
+            sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            return sock.recv(100) == b""
+    except OSError:
+        return True
+
+
 def read(path):
     with open(path, "rb") as file:
         return file.read().decode("latin-1")
