@@ -24,6 +24,9 @@ from bridge.protocol.stream import Buffer
 READ_BYTES = 1 << 20
 LINGER_S = 2.0
 _PIPE_BYTES = 1 << 20
+# Past what is under way the kernel would queue 4 MiB more (tcp_wmem, tcp(7)), and SSH's small packets behind it. Half as
+# much costs 10 % more CPU time on bulk, measured on loopback; this much costs none.
+_UNSENT_BYTES = 512 << 10
 
 _thread = threading.local()  # `view`: one buffer for all carriers of the thread's loop, for what was read is consumed at once
 
@@ -170,6 +173,7 @@ class Carrier:
                 with socket.socket(fileno=fd) as sock:
                     if sock.family in (socket.AF_INET, socket.AF_INET6):
                         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
                     sock.detach()
 
 

@@ -4,7 +4,7 @@ Theory of operation: the protocol is started once and lives as long as the strea
 lost, `on_carrier_lost` tells its owner, the protocol hears nothing, and what it writes waits. Writes of one loop iteration
 go out as one frame, but for the first after a pause: that one goes at once.
 
-Limits: `pause_writing` at 2 MiB unsent or 16 MiB unacknowledged; a protocol that writes on regardless is not cut off.
+Limits: `pause_writing` at 512 KiB unsent or 16 MiB unacknowledged; a protocol that writes on regardless is not cut off.
 After `pause_reading` what one read of the carrier brought (1 MiB at most) is still delivered; a protocol that pauses for
 more than 10 s looks dead to the far end.
 """
@@ -22,7 +22,7 @@ from bridge.errors import BridgeError, LinkLost, LocalProtocolError, RemoteProto
 from bridge.protocol.stream import REPLAY_BYTES, Buffer, State, Stream, StreamRefused
 from bridge.protocol.stream_frames import ID_SIZE, NONCE_SIZE, Kind, Reader
 
-_HIGH_BYTES, _LOW_BYTES = 2 << 20, 512 << 10
+_HIGH_BYTES, _LOW_BYTES = 512 << 10, 128 << 10  # little queued here: a keystroke waits behind all of it
 _FLUSH_BYTES = 256 << 10  # a burst need not wait for the end of the loop iteration
 _QUIET_S = 0.0003  # after so long without a write the next one goes out at once: 40 µs less on an idle link's round trip
 

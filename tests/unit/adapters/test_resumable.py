@@ -138,8 +138,9 @@ def test_a_writer_is_paused_and_what_is_held_stays_bounded() -> None:
             for _ in range(50):
                 await asyncio.sleep(0)
             assert not writing.done()
-            assert pair.client.pauses == 1
-            assert pair.transport.stream.held_bytes <= 4 * MiB
+            assert pair.client.pauses >= 1
+            assert pair.transport.stream.unsent_bytes <= MiB
+            assert pair.transport.stream.held_bytes <= 3 * MiB
             pair.agent.transport.resume_reading()  # type: ignore[union-attr]
         await pair.agent.until(size)
         assert pair.transport.stream.held_bytes <= MiB
@@ -159,7 +160,7 @@ def test_while_cut_a_writer_is_paused_too() -> None:
             group.create_task(pair.client.write(data), name="write")
             await asyncio.sleep(30)
             assert pair.client.pauses == 1
-            assert pair.transport.stream.held_bytes <= 3 * MiB
+            assert pair.transport.stream.held_bytes <= MiB
             await pair.carry(await socket_pair())
         assert pair.agent is not None
         assert await pair.agent.until(len(data)) == data

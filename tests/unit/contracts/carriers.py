@@ -2,7 +2,8 @@
 
 How to use it: write a factory that makes one carrier, an async function that returns its two ends as descriptors (of one
 socket, or a read end and a write end), the client's and the agent's, and call `check_carrier(factory)`. Levels with a real
-engine or cluster bring factories of their own.
+engine or cluster bring factories of their own: the agent's end is a socket of the test's, listening as agent.sock in a folder
+that is mounted where `python -m bridge.agent door` looks for it.
 """
 
 from __future__ import annotations
