@@ -32,6 +32,7 @@ PRIORITY_NETWORKS, PRIORITY_NAMES, PRIORITY_CLUSTER = 20000, 20010, 20100
 
 _MAIN = 254
 _FR_ACT_TO_TBL, _FR_ACT_UNREACHABLE, _FR_ACT_PROHIBIT = 1, 7, 8
+_IFA_F_NODAD = 0x02  # linux/if_addr.h
 _RTN_UNREACHABLE = 7
 _METRIC_BENEATH = 4096
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
@@ -79,7 +80,9 @@ class SessionRoutes:
         interfaces = [ip_interface(address) for address in addresses]
         for interface in interfaces:
             prefix = 32 if interface.version == 4 else 128
-            await self._do("addr", "add", index=index, address=str(interface.ip), prefixlen=prefix)
+            # No duplicate detection, which ends later: till then the address is no source for a route (EINVAL), one time in five.
+            flags = {"flags": _IFA_F_NODAD} if interface.version == 6 else {}
+            await self._do("addr", "add", index=index, address=str(interface.ip), prefixlen=prefix, **flags)
         for family, version in zip(_FAMILIES, (4, 6), strict=True):
             own = [str(interface.ip) for interface in interfaces if interface.version == version]
             await self._table(family, index, own[0] if own else None)
