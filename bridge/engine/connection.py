@@ -26,6 +26,7 @@ from bridge.protocol.backoff import Backoff
 log = logging.getLogger(__name__)
 
 STEADY_S = 5.0
+NEWS_S = 2.0  # carriers and news of the agent come on different paths: a new agent's carrier may be here before its key
 FINAL_S = 30.0  # after a failure that the host calls final, unless it names another agent before
 
 
@@ -153,7 +154,10 @@ class KeptConnection:
                     self._failed(exc.message)
                     if agent is self._agent and not self._steady():
                         await self._pause(self._backoff.wait_s())
-                except LinkError:
+                except LinkError as exc:
+                    self._failed(exc.message)
+                    if agent is self._agent:
+                        await self._pause(NEWS_S)
                     if agent is self._agent:
                         raise
         finally:

@@ -370,6 +370,22 @@ def test_another_agent_ends_a_long_wait_at_once() -> None:
     with_link(test)
 
 
+def test_a_new_agents_carrier_may_come_before_its_key() -> None:
+    async def test(world: World, link: Supervisor) -> None:
+        await world.until_state("connected")
+        world.ssh_error = HostKeyMismatch("the agent's host key is not the one in its log")
+        for ssh in list(world.connections):
+            ssh.transport.refuses = True
+            ssh.transport.cut()
+        await world.until(lambda: "host key" in (world.statuses[-1].why or ""))
+        world.ssh_error = None
+        link.agent_changed("key-2", "b" * 16)
+        await world.until_state("connected")
+        assert world.flows.host_key == "key-2"
+
+    with_link(test)
+
+
 def test_a_failed_handshake_is_tried_again_over_another_kind_of_carrier() -> None:
     async def test(world: World, link: Supervisor) -> None:
         world.fails_at_secret = 2
