@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import platform
 import tarfile
 import time
@@ -36,7 +37,7 @@ def command(caller: Caller, /, output: Path | None, docker_context: str | None) 
     file = output or Path(f"mbridge-diagnose-{time.strftime('%Y%m%d-%H%M%S')}.tar.gz")
     members = collect(caller, docker_context)
     try:
-        with file.open("xb") as raw, tarfile.open(fileobj=raw, mode="w:gz") as tar:
+        with open(file, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as raw, tarfile.open(fileobj=raw, mode="w:gz") as tar:
             for name, text in members.items():
                 data = text.encode(errors="replace")
                 member = tarfile.TarInfo(f"mbridge-diagnose/{name}")

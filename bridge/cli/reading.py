@@ -59,7 +59,7 @@ async def _source(part: str, folder: Folder, follow: bool, tail: int | None, eng
     return container_lines(engine, found[0]["Id"], follow, tail) if found else _nothing()
 
 
-async def file_lines(path: Path, follow: bool, tail: int | None, alive: Callable[[], bool]) -> AsyncIterator[str]:
+async def file_lines(path: Path, follow: bool, tail: int | None, alive: Callable[[], bool], poll_s: float = _POLL_S) -> AsyncIterator[str]:
     """Lines of a file that may not be there yet; with `follow` until `alive` says no."""
     try:
         with path.open("rb") as file:
@@ -70,7 +70,7 @@ async def file_lines(path: Path, follow: bool, tail: int | None, alive: Callable
                 *lines, rest = (rest + file.read()).split(b"\n")
                 for line in lines:
                     yield _text(line)
-                await asyncio.sleep(_POLL_S)
+                await asyncio.sleep(poll_s)
     except FileNotFoundError:
         return
 

@@ -12,7 +12,7 @@ from typing import Any
 
 GONE = "(redacted)"
 _NAMES = re.compile(
-    r"(?i)pass(word|wd)?$|secret|token|private|credential|authorization|cookie|api_?key|^env$|^environment$|^set$|env\.set|\.env$|auth$"
+    r"(?i)pass(word|wd)?$|secret|token|private|credential|authorization|cookie|api_?key|^env$|^environ(ment)?$|^set$|env\.set|\.env$|auth$"
 )
 _PATTERNS = (
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.S), GONE),

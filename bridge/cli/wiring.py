@@ -50,18 +50,22 @@ class Wiring:
         """What `run` would do."""
         from bridge.cli import hosting
 
+        _read_options(wish)
         return asyncio.run(hosting.plan_of(wish))
 
     def run(self, wish: SessionWish, ui: Ui) -> int:
         """Serve one session until its app ends; the app's exit code."""
         from bridge.cli import hosting
 
+        _read_options(wish)
         return asyncio.run(hosting.host(wish, ui))
 
     def up(self, wishes: Sequence[SessionWish], ui: Ui) -> int:
         """Serve sessions until their apps end or a signal comes."""
         from bridge.cli import several
 
+        for wish in wishes:
+            _read_options(wish)
         if len(wishes) == 1:
             return asyncio.run(several.up_one(wishes[0], ui))
         return asyncio.run(several.up_several(wishes, ui.prefixed))
@@ -70,6 +74,8 @@ class Wiring:
         """Leave a process that serves them; their ids once all are ready."""
         from bridge.cli import detached
 
+        for wish in wishes:
+            _read_options(wish)
         return detached.start(wishes, ui)
 
     def forward(self, wish: SessionWish, forwards: Sequence[Forward], ui: Ui) -> int:
@@ -226,6 +232,15 @@ class Wiring:
 
         at = self._endpoint(docker_context)
         return image_store.connected(at.url, ca=at.ca, cert=at.cert, key=at.key, verify=at.verify, tls=at.tls)
+
+
+def _read_options(wish: SessionWish) -> None:
+    """Faults of the app's options are told before an engine is asked for anything. Raises SpecError."""
+    from bridge.adapters.docker import bodies, options
+
+    bodies.pause("", wish.app, None, {}, ())
+    bodies.app(wish.app, None, "", "", {})
+    options.environment(wish.app, os.environb)
 
 
 async def _down(folders: Sequence[SessionFolder], ids: Sequence[str], everything: bool, ui: Ui) -> list[str]:

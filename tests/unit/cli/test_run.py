@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,16 @@ def test_our_options_stand_before_or_after_the_target(words: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["-v", "x"], ["--help"], ["-it", "-p", "1"], ["--", "-c", "echo"], ["--dry-run"], ["sh", "-c", "exit 3", "--via", "exec"], ["-"], [""]],
+    [
+        ["-v", "x"],
+        ["--help"],
+        ["-it", "-p", "1"],
+        ["--", "-c", "echo"],
+        ["--dry-run"],
+        ["sh", "-c", "exit 3", "--via", "exec"],
+        ["-"],
+        [""],
+    ],
     ids=" ".join,
 )
 def test_what_follows_the_image_is_the_apps_whatever_it_looks_like(words: list[str]) -> None:
@@ -57,11 +67,11 @@ def test_flags_in_one_word_take_no_value_but_the_last_may(monkeypatch: pytest.Mo
 
 
 def test_every_option_of_docker_run_reaches_the_app_as_it_was_written() -> None:
-    words = (
+    words = shlex.split(
         "-p 127.0.0.1:80:80/udp -v .:/src:ro,z -v data:/data -e A=b=c -e HOME --env-file x.env -w /src -u 1000:1000 -i --entrypoint sh "
         "--mount type=tmpfs,target=/t --tmpfs /run:size=1m --network front --add-host db:10.0.0.1 --cap-add NET_RAW --cap-drop ALL "
         "--security-opt no-new-privileges --read-only --pull always --platform linux/arm64 -m 64m --cpus 1.5 --gpus all -l a=b --name web"
-    ).split()
+    )
     ran = mbridge("run", *words, "compose/shop/api", "img")
     assert ran.code == 0, ran.err
     assert ran.wish.target == ComposeTarget("shop", "api")
@@ -94,10 +104,10 @@ def test_every_option_of_docker_run_reaches_the_app_as_it_was_written() -> None:
 
 
 def test_our_own_options_reach_the_session() -> None:
-    words = (
+    words = shlex.split(
         "-n shop -c api --context prod --kubeconfig k.yaml --docker-context far --via exec --agent pod --agent-image reg/agent:1 "
         "--yes-host-network --env-include HTTP_PROXY --env-exclude AWS_* --env-exclude GCP_* --env-set A=b=c"
-    ).split()
+    )
     wish = mbridge("run", "docker/x", *words, "img").wish
     assert (wish.namespace, wish.container, wish.context, wish.kubeconfig) == ("shop", "api", "prod", "k.yaml")
     assert (wish.docker_context, wish.via, wish.agent_kind, wish.agent_image) == ("far", "exec", "pod", "reg/agent:1")
@@ -127,7 +137,7 @@ def test_a_flag_beats_the_environment_beats_the_file() -> None:
 
 
 @pytest.mark.parametrize("code", [0, 3, 126, 127, 137])
-def test_A33_the_exit_code_is_the_apps(code: int) -> None:  # noqa: N802  the scenario's number
+def test_A33_the_exit_code_is_the_apps(code: int) -> None:
     assert mbridge("run", "docker/x", "img", wiring=FakeWiring(app_exit=code)).code == code
 
 
@@ -140,7 +150,10 @@ def test_A33_the_exit_code_is_the_apps(code: int) -> None:  # noqa: N802  the sc
         (["-p"], "option -p"),
         (["shop", "img"], "'shop' is no target: its kind is missing"),
         (["dokcer/x", "img"], "did you mean 'docker'"),
-        (["--via", "exce", "docker/x", "img"], "flag --via: link.via: 'exce' is none of auto, direct, port-forward, exec; did you mean 'exec'"),
+        (
+            ["--via", "exce", "docker/x", "img"],
+            "flag --via: link.via: 'exce' is none of auto, direct, port-forward, exec; did you mean 'exec'",
+        ),
         (["--pull", "sometimes", "docker/x", "img"], "--pull: 'sometimes' is not one of"),
         (["--env-set", "A", "docker/x", "img"], "flag --env-set: 'A' sets nothing: write NAME=VALUE"),
         (["--config", "nope.yaml", "docker/x", "img"], "--config: there is no file nope.yaml"),
