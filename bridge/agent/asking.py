@@ -24,12 +24,18 @@ _LEAST = 12  # a DNS header, RFC 1035, 4.1.1
 class Asking:
     """`send` gets one Answer for each Ask. `nameservers` tells the addresses that may be asked."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, send: Callable[[Answer], None], nameservers: Callable[[], Sequence[str]]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        send: Callable[[Answer], None],
+        nameservers: Callable[[], Sequence[str]],
+        port: int = PORT,
+    ) -> None:
         self._loop = loop
         self._send = send
         self._nameservers = nameservers
         self._under_way: set[_Udp | asyncio.Task[None]] = set()
-        self.port = PORT  # a test's nameserver cannot have 53
+        self._port = port
 
     def on_ask(self, ask: Ask) -> None:
         if len(self._under_way) >= MOST_UNDER_WAY:
@@ -44,7 +50,7 @@ class Asking:
             task.add_done_callback(self._under_way.discard)
         else:
             try:
-                self._under_way.add(_Udp(self._loop, ask, self.port, self._answered))
+                self._under_way.add(_Udp(self._loop, ask, self._port, self._answered))
             except OSError as exc:
                 self._fail(ask, exc.errno)
 
@@ -70,7 +76,7 @@ class Asking:
         writer: asyncio.StreamWriter | None = None
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                reader, writer = await asyncio.open_connection(ask.nameserver, self.port)
+                reader, writer = await asyncio.open_connection(ask.nameserver, self._port)
                 writer.write(len(ask.query).to_bytes(2, "big") + ask.query)
                 size = int.from_bytes(await reader.readexactly(2), "big")
                 self._send(Answer(ask.number, await reader.readexactly(size)))

@@ -35,7 +35,7 @@ from bridge.adapters.ssh.channel import Channel
 from bridge.adapters.ssh.messages import Messages
 from bridge.adapters.ssh.server import serve_ssh
 from bridge.agent import inside
-from bridge.agent.asking import Asking
+from bridge.agent.asking import PORT, Asking
 from bridge.agent.datagrams import Associations
 from bridge.agent.dialling import Dialler
 from bridge.agent.echoes import Echoes
@@ -54,7 +54,9 @@ _CHECKS = 20  # of its life per ttl
 class Agent:
     """One agent. `async with` opens its sockets and prints its line; `ended` is set when it has had no link for too long."""
 
-    def __init__(self, *, listen: str, client_key: str, ttl_s: float, socket_path: Path, etc: Path = Path("/etc")) -> None:
+    def __init__(
+        self, *, listen: str, client_key: str, ttl_s: float, socket_path: Path, etc: Path = Path("/etc"), dns_port: int = PORT
+    ) -> None:
         self.agent_id = os.urandom(8).hex()
         self.port = 0
         self.ended = asyncio.Event()
@@ -63,6 +65,7 @@ class Agent:
         self._ttl_s = ttl_s
         self._socket_path = socket_path
         self._etc = etc
+        self.dns_port = dns_port
         self._loop = asyncio.get_running_loop()
         self._host_key = asyncssh.generate_private_key("ssh-ed25519")
         self._preamble = preamble.encode(self.agent_id)
@@ -194,7 +197,7 @@ class _Control:
         self._greeted = False
         self._nameservers: tuple[str, ...] = ()
         self._messages = Messages(channel, control.MAX_FRAME, self._on_body, self._on_lost)
-        self._asking = Asking(loop, self._send, lambda: self._nameservers)
+        self._asking = Asking(loop, self._send, lambda: self._nameservers, agent.dns_port)
         self._agent = agent
         self._send(control.Hello(control.VERSION, bridge.__version__, ("dns", "udp", "icmp-echo")))
 

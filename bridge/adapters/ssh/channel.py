@@ -160,6 +160,10 @@ class Channel:
         if self._opened is None:
             self._send_close()
 
+    def fail(self, why: str) -> None:
+        """What came breaks the rules: the whole connection ends."""
+        self._connection.fail(why)
+
     # opening
 
     async def open(self, kind: bytes, arguments: bytes) -> None:

@@ -127,6 +127,13 @@ class FastPath(SSHConnection):
         if isinstance(self._next_recv_encryption, GCMEncryption):
             self._next_recv_encryption = Gcm(self._next_recv_encryption)
 
+    def fail(self, why: str) -> None:
+        """The far side breaks the rules: end this connection, saying why."""
+        if self._transport is not None:
+            exc = ProtocolError(why)
+            self._send_disconnect(exc.code, exc.reason, exc.lang)
+            self._force_close(exc)
+
     # sending
 
     def send_packet(self, pkttype: int, *args: bytes, handler: Any = None) -> None:

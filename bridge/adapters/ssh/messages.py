@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from asyncssh.misc import ProtocolError
-
 from bridge.adapters.ssh.channel import Channel
 from bridge.errors import RemoteProtocolError
 from bridge.protocol import frames
@@ -51,7 +49,7 @@ class Messages:
             for body in self._reader.feed(bytes(data)):
                 self._on_body(body)
         except RemoteProtocolError as exc:
-            raise ProtocolError(exc.message) from exc
+            self._channel.fail(exc.message)
 
     def on_eof(self) -> None:
         self._channel.abort()

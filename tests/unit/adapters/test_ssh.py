@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import random
-from collections.abc import Coroutine
+import socket
+from collections.abc import Callable, Coroutine
 from typing import Any
 
+import asyncssh
 import pytest
 
 from bridge.adapters.ssh.channel import Channel
-from bridge.errors import HostKeyMismatch, LinkError, LinkLost
+from bridge.adapters.ssh.messages import Messages
+from bridge.adapters.ssh.server import serve_ssh
+from bridge.adapters.ssh.windows import Windows
+from bridge.errors import HostKeyMismatch, LinkError, LinkLost, VersionMismatch
+from bridge.protocol import control, udp
 from bridge.protocol.control import FlowRefused
-from tests.unit.adapters.ssh_pair import MiB, Pair, Recorder, new_key
+from tests.unit.adapters.ssh_pair import FarSide, MiB, Pair, Recorder, SocketTransport, new_key
 
 
 def run(test: Coroutine[Any, Any, None], seconds: float = 20) -> None:
@@ -266,5 +273,163 @@ def test_rekeying_in_the_middle_of_a_flow_goes_unnoticed() -> None:
                 _send_all(near, near_hears, data), _send_all(far, far_hears, data), near_hears.eof.wait(), far_hears.eof.wait()
             )
             assert bytes(near_hears.data) == bytes(far_hears.data) == data
+
+    run(test())
+
+
+class StockClient:
+    """asyncssh's own client against our server: what a stranger's SSH program could ask for."""
+
+    def __init__(self) -> None:
+        self.far = FarSide()
+        self._key = asyncssh.generate_private_key("ssh-ed25519")
+
+    async def __aenter__(self) -> StockClient:
+        near, far = socket.socketpair()
+        host_key = asyncssh.generate_private_key("ssh-ed25519")
+        public = self._key.export_public_key().decode()
+        self.server = serve_ssh(SocketTransport(far), host_key=host_key, client_key=public, services=self.far, windows=Windows(64 * MiB))
+        near.setblocking(False)
+        self.ssh = await asyncssh.connect("agent", sock=near, username="mbridge", client_keys=[self._key], known_hosts=None, config=None)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.ssh.abort()
+        self.server.abort()
+        await self.ssh.wait_closed()
+        await asyncio.wait_for(self.far.is_lost.wait(), 2)
+
+
+def test_the_short_path_speaks_the_same_ssh_as_asyncssh() -> None:
+    async def test() -> None:
+        async with StockClient() as stock:
+            opening = asyncio.ensure_future(stock.ssh.open_connection("10.0.0.7", 80))
+            channel, address, port = await stock.far.dialled.get()
+            assert (address, port) == ("10.0.0.7", 80)
+            hears = Recorder()
+            channel.attach(hears)
+            channel.accept()
+            reader, writer = await opening
+            data = random.Random(4).randbytes(3 * MiB)
+            writer.write(data)
+            writer.write_eof()
+            await hears.eof.wait()
+            assert bytes(hears.data) == data
+            channel.write(data[:MiB])
+            channel.write_eof()
+            assert await reader.read() == data[:MiB]
+            channel.close()
+            await writer.wait_closed()
+
+    run(test())
+
+
+def test_no_shell_no_command_no_other_subsystem_no_listener() -> None:
+    async def test() -> None:
+        async with StockClient() as stock:
+            for refused in (
+                stock.ssh.run("id"),
+                stock.ssh.create_process(),
+                stock.ssh.start_sftp_client(),
+                stock.ssh.start_server(lambda *_: None, "", 0),
+                stock.ssh.open_unix_connection("/run/docker.sock"),
+            ):
+                with pytest.raises((asyncssh.ChannelOpenError, asyncssh.ChannelListenError)):
+                    await refused
+            assert stock.far.dialled.empty()
+
+    run(test())
+
+
+@pytest.mark.parametrize("user", ["root", "mbridge2"])
+def test_the_right_key_for_another_user_is_refused(user: str) -> None:
+    async def test() -> None:
+        key = asyncssh.generate_private_key("ssh-ed25519")
+        near, far = socket.socketpair()
+        host_key = asyncssh.generate_private_key("ssh-ed25519")
+        services = FarSide()
+        serve_ssh(SocketTransport(far), host_key=host_key, client_key=key.export_public_key().decode(), services=services)
+        near.setblocking(False)
+        with pytest.raises(asyncssh.PermissionDenied):
+            await asyncssh.connect("agent", sock=near, username=user, client_keys=[key], known_hosts=None, config=None)
+        assert not services.is_connected
+
+    run(test())
+
+
+def test_messages_pass_whole_and_in_order_whatever_their_size() -> None:
+    async def test() -> None:
+        async with Pair() as pair:
+            sizes = [0, 1, 65507, 3, 40000]
+            seen: asyncio.Queue[udp.Message] = asyncio.Queue()
+
+            def serve(channel: Channel) -> None:
+                messages = Messages(channel, udp.MAX_MESSAGE_BYTES, lambda body: messages.send(body), lambda: None)
+
+            pair.far.subsystems["mbridge-udp"] = serve
+            link = await pair.ssh.open_udp(seen.put_nowait)
+            sent = [udp.Datagram(at, "10.0.0.9", 53, bytes(size)) for at, size in enumerate(sizes)]
+            for message in sent:
+                link.send(message)
+            assert [await seen.get() for _ in sizes] == sent
+
+    run(test())
+
+
+def test_an_oversized_frame_ends_the_connection_with_memory_unspent() -> None:
+    async def test() -> None:
+        async with Pair() as pair:
+            pair.far.subsystems["mbridge-udp"] = lambda channel: channel.write(b"\xff\xff\xff\xff" + bytes(1000))
+            with contextlib.suppress(LinkLost):
+                await pair.ssh.open_udp(lambda message: None)
+            assert "frame" in await pair.ssh.closed
+
+    run(test())
+
+
+def test_an_agent_that_lacks_a_subsystem_is_named() -> None:
+    async def test() -> None:
+        async with Pair() as pair:
+            with pytest.raises(LinkError, match="mbridge-udp"):
+                await pair.ssh.open_udp(lambda message: None)
+
+    run(test())
+
+
+def test_an_agent_of_another_major_version_is_refused_naming_both() -> None:
+    async def test() -> None:
+        async with Pair() as pair:
+
+            def serve(channel: Channel) -> None:
+                Messages(channel, control.MAX_FRAME, lambda body: None, lambda: None).send(control.encode(control.Hello((9, 1), "9.1")))
+
+            pair.far.subsystems["mbridge-control"] = serve
+            with pytest.raises(VersionMismatch, match=r"9\.1.*1\.0"):
+                await pair.ssh.open_control(lambda message: None)
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        pytest.param(
+            lambda connection, head: connection.send_packet(94, head[1:], (300 << 10).to_bytes(4, "big"), bytes(300 << 10)), id="window"
+        ),
+        pytest.param(lambda connection, head: connection.send_packet(94, (77).to_bytes(4, "big"), bytes(4)), id="channel"),
+        pytest.param(lambda connection, head: connection.send_packet(94, head[1:], (9).to_bytes(4, "big"), b"short"), id="length"),
+        pytest.param(lambda connection, head: connection.send_packet(91, head[1:], bytes(12)), id="confirmed twice"),
+        pytest.param(lambda connection, head: connection.send_packet(99, head[1:]), id="answer to no request"),
+        pytest.param(lambda connection, head: connection._transport.write(b"\xff\xff\xff\xff" + bytes(32)), id="packet length"),
+        pytest.param(lambda connection, head: connection._transport.write(b"\0\0\0\x20" + bytes(48)), id="mac"),
+    ],
+)
+def test_a_hostile_agent_loses_its_connection_and_nothing_else(attack: Callable[[Any, bytes], None]) -> None:
+    async def test() -> None:
+        async with Pair() as pair:
+            _, far, near_hears, _ = await pair.open()
+            attack(pair.server, far._head)
+            assert await near_hears.lost is True
+            assert await pair.ssh.closed
 
     run(test())
