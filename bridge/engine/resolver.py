@@ -22,7 +22,7 @@ import socket
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
-from bridge.errors import LinkError, RemoteProtocolError
+from bridge.errors import BridgeError, LinkError, RemoteProtocolError
 from bridge.model.rules import Route, RuleSet, Verdict
 from bridge.protocol import dns
 
@@ -72,6 +72,7 @@ class Resolver:
     counts: Counts = field(default_factory=Counts)
     _cache: dns.Cache = field(default_factory=dns.Cache)
     _under_way: dict[tuple[str, bytes, bool], _UnderWay] = field(default_factory=dict)
+    _learning: asyncio.Lock = field(default_factory=asyncio.Lock)
     _containers: set[str] = field(default_factory=set)  # addresses whose routes stand already
 
     async def ask(self, nameserver: str, message: bytes, over_tcp: bool) -> bytes | None:
@@ -91,8 +92,7 @@ class Resolver:
         asked = _ENGINE if by_engine else nameserver
         if (kept := self._cache.get(asked, message, self.now())) is not None:
             self.counts.cached += 1
-            await self._teach(query, kept[1], is_container=verdict is None and by_engine)
-            return kept[0]
+            return kept[0] if await self._teach(query, kept[1], is_container=verdict is None and by_engine) else None
         answer = await self._ask_once(asked, nameserver, query, message, over_tcp, is_container=verdict is None and by_engine)
         if answer is None:
             self.counts.unanswered += 1
@@ -159,19 +159,37 @@ class Resolver:
         except (TimeoutError, LinkError, RemoteProtocolError, OSError) as exc:
             log.debug("! dns %s of %s by %s: %s", query.rdtype, query.name, asked, exc or "no answer")
             return None
-        await self._teach(query, read, is_container)
+        if not await self._teach(query, read, is_container):
+            return None
         self._cache.put(asked, message, answer, read, self.now())
         return answer
 
-    async def _teach(self, query: dns.Query, read: dns.Answer, is_container: bool) -> None:
-        if not read.addresses:
-            return
-        if is_container:
-            if new := [address for address in read.addresses if address not in self._containers]:
-                await self.learn_container(new)
-                self._containers.update(new)
-        elif routes := self.rules.learn(query.name, read.addresses, read.addresses_ttl_s, self.now()):
-            await self.learn(routes)
+    async def _teach(self, query: dns.Query, read: dns.Answer, is_container: bool) -> bool:
+        """Whether the routes to the answer's addresses stand; without them the app must not hear of these."""
+        try:
+            if is_container:
+                if new := [address for address in read.addresses if address not in self._containers]:
+                    await self.learn_container(new)
+                    self._containers.update(new)
+            elif read.addresses and self.rules.teaches:
+                await self._learn_name(query.name, read)
+        except BridgeError as exc:
+            log.warning("! dns %s: its answer is withheld, no route can be made: %s", query.name, exc)
+            return False
+        return True
+
+    async def _learn_name(self, name: str, read: dns.Answer) -> None:
+        async with self._learning:  # who finds a route already wanted must not be faster than it is made
+            routes = self.rules.learn(name, read.addresses, read.addresses_ttl_s, self.now())
+            if not routes:
+                return
+            made = False
+            try:
+                await self.learn(routes)
+                made = True
+            finally:
+                if not made:
+                    self.rules.unlearn(routes)
 
 
 class DnsServer:

@@ -235,6 +235,11 @@ class RuleSet:
             wanted += new
         return wanted
 
+    def unlearn(self, routes: Iterable[Route]) -> None:
+        """`routes` could not be made: the next answer wants them again."""
+        for route in routes:
+            self._learned.pop(route.network, None)
+
     def expire(self, now: float) -> list[Route]:
         """The Routes to forget: addresses that no answer has named for a day past its TTL, and the oldest beyond the bound."""
         gone: list[Route] = []

@@ -15,7 +15,7 @@ import dns.rrset
 import pytest
 
 from bridge.engine.resolver import DnsServer, Resolver
-from bridge.errors import LinkLost
+from bridge.errors import LinkLost, MissingCapability
 from bridge.model.rules import Route, RuleSet, parse_rule
 
 NAMESERVER = "10.96.0.10"
@@ -279,6 +279,52 @@ def test_a_question_asked_again_after_seconds_does_not_wait_for_a_lost_one() -> 
             assert texts(await world.ask("x.shop")) == ["10.1.0.1"]
             assert not first.done()
             lost.set()
+
+    run(scenario)
+
+
+def test_an_answer_whose_route_cannot_be_made_is_withheld_and_others_go_on() -> None:
+    async def scenario() -> None:
+        world = World({"to": "*.corp.example", "verdict": "direct"})
+        world.records = {"git.corp.example": ["git.corp.example. 60 A 192.0.2.7"], "x.shop": ["x.shop. 60 A 10.1.0.1"]}
+
+        async def fails(routes: Sequence[Route]) -> None:
+            raise MissingCapability("changing routes is not allowed")
+
+        learn, world.resolver.learn = world.resolver.learn, fails
+        assert await world.ask("git.corp.example") is None
+        assert texts(await world.ask("x.shop")) == ["10.1.0.1"]
+        world.resolver.learn = learn
+        assert texts(await world.ask("git.corp.example")) == ["192.0.2.7"]
+        assert world.asked("learned") == [[("192.0.2.7/32", "direct")]]
+
+    run(scenario)
+
+
+def test_of_two_questions_with_one_address_neither_is_answered_before_the_route_stands() -> None:
+    async def scenario() -> None:
+        world = World({"to": "*.corp.example", "verdict": "direct"})
+        world.records = {"git.corp.example": ["git.corp.example. 60 A 192.0.2.7"]}
+        making, made = asyncio.Event(), asyncio.Event()
+
+        async def slow(routes: Sequence[Route]) -> None:
+            making.set()
+            await made.wait()
+            world.events.append(("learned", len(routes)))
+
+        async def ask(**options: object) -> None:
+            assert texts(await world.ask("git.corp.example", **options)) == ["192.0.2.7"]
+            world.events.append(("answered", None))
+
+        world.resolver.learn = slow
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ask())
+            await making.wait()
+            second = group.create_task(ask(use_edns=0))
+            await asyncio.wait([second], timeout=0.02)
+            assert not second.done()
+            made.set()
+        assert [kind for kind, _ in world.events] == ["engine", "engine", "learned", "answered", "answered"]
 
     run(scenario)
 
