@@ -230,6 +230,7 @@ class Wiring:
     def _docker_py(self, docker_context: str | None) -> DockerClient:
         from bridge.adapters import image_store
 
+        asyncio.run(self._engine(docker_context).connect())  # says in the user's words why an engine cannot be used
         at = self._endpoint(docker_context)
         return image_store.connected(at.url, ca=at.ca, cert=at.cert, key=at.key, verify=at.verify, tls=at.tls)
 
