@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge.adapters.kube import agents, kubeconfig
-from bridge.adapters.kube.agents import AgentSettings, HelperSettings
+from bridge.adapters.kube.agents import AgentSettings
 from bridge.adapters.kube.api import Api, Missing, Refused
 from bridge.adapters.kube.carriers import Carriers
 from bridge.adapters.kube.launching import Launcher
@@ -128,6 +128,7 @@ class KubePlace:
             public_key=public_key,
             ttl_s=self._wish.agent_ttl_s,
             listen="any" if self._wish.via == "direct" else "loopback",
+            pull_policy=self._wish.agent_pull_policy,
         )
         if isinstance(self._target, Targetless):
             return await self._helper(settings, None, progress)
@@ -182,7 +183,7 @@ class KubePlace:
     async def _helper(self, settings: AgentSettings, found: PodFound | None, progress: Progress) -> AgentIdentity:
         name = f"{agents.PREFIX}{self._session}-" + "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(4))
         labels = {"mbridge.session": self._session, "mbridge.role": "agent", "mbridge.owner": self._owner}
-        body = agents.helper_pod(name, settings, HelperSettings(), labels, found.pod if found else None)
+        body = agents.helper_pod(name, settings, self._wish.helper, labels, found.pod if found else None)
         progress(f"creating helper pod {name}")
         try:
             await self._launcher.create(body)

@@ -21,7 +21,7 @@ from bridge.model import config
 from bridge.model.config import Config, Loaded
 from bridge.model.environ import EnvWish
 from bridge.model.target import parse_target
-from bridge.model.wish import AppWish, SessionWish
+from bridge.model.wish import AppWish, HelperWish, SessionWish
 
 FILE = "mbridge.yaml"
 
@@ -148,6 +148,15 @@ def _session(one: Config, app: AppWish, name: str = "app") -> SessionWish:
         agent_kind=one.agent.kind,
         agent_image=one.agent.image,
         agent_ttl_s=one.agent.ttl,
+        agent_pull_policy=one.agent.pull_policy,
+        helper=HelperWish(
+            one.agent.service_account,
+            one.agent.pull_secrets,
+            one.agent.tolerations,
+            one.agent.resources,
+            one.agent.annotations,
+            one.agent.deadline,
+        ),
         namespace=one.namespace,
         container=one.container,
         context=one.context,

@@ -286,6 +286,13 @@ class Agent(_Part):
     image: Text | None = None
     ttl: StrictInt = Field(default=180, ge=10, le=86400, description="Seconds that the agent lives without a link.")
     pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    # Kubernetes allows none of these on an ephemeral container: they are for helper pods alone.
+    service_account: Text | None = Field(default=None, description="Helper pod: the service account it runs as.")
+    pull_secrets: Texts = Field(default=(), description="Helper pod: names of image pull secrets of its namespace.")
+    tolerations: tuple[dict[str, Any], ...] = Field(default=(), description="Helper pod: tolerations, as in a pod's spec.")
+    resources: dict[str, Any] = Field(default_factory=dict, description="Helper pod: requests and limits, as in a container's spec.")
+    annotations: dict[str, Text] = Field(default_factory=dict, description="Helper pod: annotations.")
+    deadline: StrictInt = Field(default=43200, ge=60, le=604800, description="Helper pod: seconds after which Kubernetes ends it.")
 
 
 class Link(_Part):

@@ -42,6 +42,18 @@ class AppWish:
 
 
 @dataclass(frozen=True, slots=True)
+class HelperWish:
+    """What a helper pod may be given; fields mean what they mean in a pod's spec (an ephemeral container may have none of them)."""
+
+    service_account: str | None = None
+    pull_secrets: tuple[str, ...] = ()
+    tolerations: tuple[dict[str, Any], ...] = ()
+    resources: dict[str, Any] = field(default_factory=dict)
+    annotations: dict[str, str] = field(default_factory=dict)
+    deadline_s: int = 12 * 3600
+
+
+@dataclass(frozen=True, slots=True)
 class SessionWish:
     """One session: the target, the app, and how they are joined."""
 
@@ -55,6 +67,8 @@ class SessionWish:
     agent_kind: str = "auto"  # auto | ephemeral | pod
     agent_image: str | None = None
     agent_ttl_s: int = 180
+    agent_pull_policy: str = "IfNotPresent"
+    helper: HelperWish = field(default_factory=HelperWish)
     namespace: str | None = None
     container: str | None = None
     context: str | None = None

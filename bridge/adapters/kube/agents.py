@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from bridge.adapters.kube.targets import container_status
+from bridge.model.wish import HelperWish
 
 Json = dict[str, Any]
 Rung = Literal["restricted", "baseline", "full"]
@@ -33,18 +34,6 @@ STUCK = frozenset({
     "ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName", "ImageInspectError", "RegistryUnavailable",
     "CreateContainerConfigError", "CreateContainerError", "RunContainerError", "CrashLoopBackOff",
 })  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class HelperSettings:
-    """What a helper pod may be given beside its container."""
-
-    service_account: str | None = None
-    pull_secrets: tuple[str, ...] = ()
-    tolerations: tuple[Mapping[str, Any], ...] = ()
-    resources: Mapping[str, Any] = field(default_factory=dict)
-    annotations: Mapping[str, str] = field(default_factory=dict)
-    deadline_s: int = 12 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +93,7 @@ def patch(*containers: Json) -> Json:
     return {"spec": {"ephemeralContainers": list(containers)}}
 
 
-def helper_pod(name: str, settings: AgentSettings, helper: HelperSettings, labels: Mapping[str, str], owner: Json | None) -> Json:
+def helper_pod(name: str, settings: AgentSettings, helper: HelperWish, labels: Mapping[str, str], owner: Json | None) -> Json:
     """A pod of our own: where ephemeral containers are refused, and without a target. `owner` is the target's pod: it goes, this goes."""
     metadata: Json = {"name": name, "labels": dict(labels)}
     if helper.annotations:

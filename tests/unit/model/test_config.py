@@ -236,6 +236,14 @@ def test_what_is_not_built_yet_is_told_and_not_ignored(faults: Any) -> None:
     assert "flag --files" in faults("", flags={"files": "read"})[0]
 
 
+def test_what_a_helper_pod_may_be_given_is_understood_and_bounded(read: Any, faults: Any) -> None:
+    agent = read("agent: {kind: pod, pull_secrets: [regcred], tolerations: [{operator: Exists}], annotations: {team: shop}}\n").value.agent
+    assert agent.pull_secrets == ("regcred",)
+    assert agent.tolerations == ({"operator": "Exists"},)
+    assert agent.annotations == {"team": "shop"}
+    assert "agent.deadline" in faults("agent: {deadline: 5}\n")[0]
+
+
 def test_incoming_and_files_that_are_off_are_fine_with_all_their_keys(read: Any) -> None:
     read(LATER.replace("steal", "off").replace("read", "off"))
 
