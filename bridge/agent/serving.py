@@ -52,7 +52,7 @@ _CHECKS = 20  # of its life per ttl
 
 
 class Agent:
-    """One agent. `async with` opens its sockets and prints its line; `ended` is set when it has had no link for too long."""
+    """One agent. `async with` opens its sockets; `ended` is set when it has had no link for too long. ValueError: no public key."""
 
     def __init__(
         self, *, listen: str, client_key: str, ttl_s: float, socket_path: Path, etc: Path = Path("/etc"), dns_port: int = PORT
@@ -61,7 +61,7 @@ class Agent:
         self.port = 0
         self.ended = asyncio.Event()
         self._listen = listen
-        self._client_key = client_key
+        self._client_key = asyncssh.import_public_key(client_key)
         self._ttl_s = ttl_s
         self._socket_path = socket_path
         self._etc = etc

@@ -111,11 +111,11 @@ class _Requests:
 
 
 def serve_ssh(
-    transport: Startable, *, host_key: asyncssh.SSHKey, client_key: str, services: Services, windows: Windows | None = None
+    transport: Startable, *, host_key: asyncssh.SSHKey, client_key: asyncssh.SSHKey, services: Services, windows: Windows | None = None
 ) -> asyncssh.SSHServerConnection:
     """Speak SSH on `transport` from now on."""
     options = asyncssh.SSHServerConnectionOptions(
-        server_factory=lambda: _Owner(asyncssh.import_public_key(client_key), services),
+        server_factory=lambda: _Owner(client_key, services),
         config=None,
         server_host_keys=[host_key],
         encryption_algs=[CIPHER],

@@ -133,7 +133,11 @@ class Pair:
         self.server_transport = SocketTransport(far)
         self.client_transport = SocketTransport(near)
         self.server = serve_ssh(
-            self.server_transport, host_key=host_key, client_key=self._accepted, services=self.far, windows=self.far_windows
+            self.server_transport,
+            host_key=host_key,
+            client_key=asyncssh.import_public_key(self._accepted),
+            services=self.far,
+            windows=self.far_windows,
         )
         pinned = self._pinned or host_key.export_public_key().decode().strip()
         try:

@@ -287,7 +287,7 @@ class StockClient:
     async def __aenter__(self) -> StockClient:
         near, far = socket.socketpair()
         host_key = asyncssh.generate_private_key("ssh-ed25519")
-        public = self._key.export_public_key().decode()
+        public = self._key.convert_to_public()
         self.server = serve_ssh(SocketTransport(far), host_key=host_key, client_key=public, services=self.far, windows=Windows(64 * MiB))
         near.setblocking(False)
         self.ssh = await asyncssh.connect("agent", sock=near, username="mbridge", client_keys=[self._key], known_hosts=None, config=None)
@@ -348,7 +348,7 @@ def test_the_right_key_for_another_user_is_refused(user: str) -> None:
         near, far = socket.socketpair()
         host_key = asyncssh.generate_private_key("ssh-ed25519")
         services = FarSide()
-        serve_ssh(SocketTransport(far), host_key=host_key, client_key=key.export_public_key().decode(), services=services)
+        serve_ssh(SocketTransport(far), host_key=host_key, client_key=key.convert_to_public(), services=services)
         near.setblocking(False)
         with pytest.raises(asyncssh.PermissionDenied):
             await asyncssh.connect("agent", sock=near, username=user, client_keys=[key], known_hosts=None, config=None)
