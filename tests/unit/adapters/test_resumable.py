@@ -13,7 +13,7 @@ from bridge.adapters.resumable.server import MAX_STREAMS
 from bridge.errors import LinkLost, RemoteProtocolError
 from bridge.protocol.stream import StreamRefused
 from bridge.protocol.stream_frames import HEADER, Kind, encode
-from tests.unit.contracts.carriers import Pair, Recorder, noise, socket_pair
+from tests.unit.contracts.carriers import Pair, Recorder, noise, socket_pair, tcp
 from tests.unit.virtual import run
 
 MiB = 1 << 20
@@ -101,6 +101,7 @@ def test_A37_a_cut_of_60_s_is_invisible_to_both_protocols() -> None:
         await pair.carry(await socket_pair())
         assert await pair.agent.until(15) == b"asked meanwhile"
         assert await pair.client.until(14) == b"told meanwhile"
+        await asyncio.sleep(600)
         assert not pair.client.lost.done()
         assert not pair.agent.lost.done()
 
@@ -180,6 +181,30 @@ def test_a_new_carrier_takes_the_place_of_a_live_one() -> None:
             await pair.agent.until(MiB)
             await pair.carry(await socket_pair())
         assert await pair.agent.until(len(data)) == data
+
+    run(test())
+
+
+def test_an_end_over_unread_bytes_is_a_FIN_and_no_reset() -> None:
+    """A reset would destroy what is still under way."""
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        client, transport = Recorder(), ResumableTransport.client(loop)
+        transport.start(client)
+        made = await tcp()
+        with socket.socket(fileno=made.agent[0]) as far:
+            far.setblocking(False)
+            far.send((HEADER.pack(Kind.DATA, 1000) + bytes(1000)) * 50)
+            transport.carry(*made.client)
+            transport.write(b"bye")
+            transport.close()
+            assert await client.lost is None
+            heard = b""
+            while part := await loop.sock_recv(far, 4096):
+                heard += part
+            assert heard.endswith(HEADER.pack(Kind.DATA, 3) + b"bye" + encode(Kind.CLOSE))
+        made.cut()
 
     run(test())
 

@@ -282,6 +282,15 @@ def test_the_first_attempt_after_a_steady_carrier_is_immediate_and_later_ones_ba
         await asyncio.sleep(60)
         waits = [round(at - start, 1) for at, _, _ in world.dials]
         assert waits == [0, 0.1, 0.3, 0.7, 1.5, 3.1, 6.3, 12.7, 22.7, 32.7, 42.7, 52.7]
+        world.brings = True
+        await world.until_state("connected")
+        await asyncio.sleep(60)
+        world.brings = False
+        world.dials.clear()
+        start = loop.time()
+        world.flows.transport.cut()
+        await asyncio.sleep(0.5)
+        assert [round(at - start, 1) for at, _, _ in world.dials] == [0, 0.1, 0.3]
 
     with_link(test)
 
@@ -315,6 +324,26 @@ def test_a_refused_resumption_makes_a_new_connection_and_the_old_flows_are_reset
         assert old.closed.done()
         assert world.flows is not old
         assert await link.open_flow("10.0.3.7", 80, APP) == "flow to 10.0.3.7:80 by key-1"
+
+    with_link(test)
+
+
+def test_a_carrier_that_comes_after_its_stream_has_ended_carries_the_next_one() -> None:
+    async def test(world: World, link: Supervisor) -> None:
+        await world.until_state("connected")
+        await asyncio.sleep(60)
+        old = world.flows
+        world.brings, world.why = False, ""  # the host is busy
+        world.dials.clear()
+        old.transport.cut()
+        await world.until(lambda: len(world.dials) == 1)
+        old.end("no carrier came for 180 s")
+        link.carrier(world.dials[0][1], "exec", ())
+        status = await world.until_state("connected")
+        assert status.via == "exec"
+        assert world.flows is not old
+        assert len(old.transport.carriers) == 1
+        assert len(world.dials) == 1
 
     with_link(test)
 
