@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,9 +16,13 @@ from bridge.cli.main import Caller
 from bridge.cli.options import Command, agent_options, common, config_option, json_option, stacked, target_argument, where_options
 from bridge.cli.ui import printable
 
+if TYPE_CHECKING:
+    from bridge.model.wish import SessionWish
+
 EXAMPLES = """\
   mbridge doctor                       this machine and its engine
   mbridge doctor docker/shop-api       and whether that can be a target
+  mbridge doctor deploy/orders -n shop --role | kubectl apply -f -      the rights that it needs
   mbridge doctor --json                for programs and bug reports
 """
 EXIT_LACKS = 3
@@ -36,10 +40,11 @@ class Check:
 
 @click.command("doctor", cls=Command, examples=EXAMPLES)
 @target_argument(required=False)
+@click.option("--role", is_flag=True, help="Print the Role to ask an administrator for, and look at nothing.")
 @stacked(where_options, agent_options, config_option, json_option)
 @common
 @click.pass_obj
-def command(caller: Caller, /, target: str | None, as_json: bool, config_file: str | None, **options: Any) -> int:
+def command(caller: Caller, /, target: str | None, role: bool, as_json: bool, config_file: str | None, **options: Any) -> int:
     """Check the engine, the kernel's features, the rights of this user and, where named, TARGET.
 
     Nothing is changed: what is tried is tried in a throwaway container. Exit code 3 where something needed is missing.
@@ -47,6 +52,8 @@ def command(caller: Caller, /, target: str | None, as_json: bool, config_file: s
     from bridge.cli import settings
 
     wish = settings.target_wish(caller.environ, config_file, target, options) if target else None
+    if role:
+        return _role(caller, wish, settings.where(caller.environ, options).namespace)
     checks: list[Check] = []
     for check in caller.wiring.checks(wish, options["docker_context"], caller.ui):
         checks.append(check)
@@ -58,6 +65,18 @@ def command(caller: Caller, /, target: str | None, as_json: bool, config_file: s
     if not as_json:
         caller.ui.note(f"missing: {', '.join(check.name for check in bad)}" if bad else "all that is needed is here")
     return EXIT_LACKS if bad else 0
+
+
+def _role(caller: Caller, wish: SessionWish | None, namespace: str | None) -> int:
+    from bridge.errors import SpecError
+    from bridge.model import rights
+    from bridge.model.target import ComposeTarget, DockerTarget
+
+    if wish and isinstance(wish.target, DockerTarget | ComposeTarget):
+        raise SpecError(f"{wish.target} needs no Role: it is not in a cluster", hint=f"mbridge doctor {wish.target}")
+    wanted = rights.needed(wish.target, wish.agent_kind) if wish else rights.needed(None)
+    caller.ui.say(rights.role(wanted, namespace or "default"))
+    return 0
 
 
 def _line(caller: Caller, check: Check) -> str:

@@ -20,6 +20,16 @@ class Listed:
     why_not: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where targets are looked for: an engine, and a namespace of a cluster."""
+
+    docker_context: str | None = None
+    namespace: str | None = None
+    context: str | None = None
+    kubeconfig: str | None = None
+
+
 def docker_targets(containers: Iterable[Json]) -> list[Listed]:
     """Each container that is not ours, by name."""
     return sorted((_listed(f"docker/{_name(one)}", one) for one in containers if not _ours(one)), key=_order)

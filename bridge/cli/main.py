@@ -129,7 +129,8 @@ def verbosity(function: Callable[..., Any]) -> Callable[..., Any]:
 def cli() -> None:
     """Run your program on your machine as if it ran inside a container elsewhere: same address, same DNS, same environment.
 
-    TARGET is docker/NAME or compose/PROJECT/SERVICE. Nothing is installed in it and it is not restarted.
+    TARGET is docker/NAME, compose/PROJECT/SERVICE, or a pod or workload of Kubernetes: pod/NAME, deploy/NAME, and so on. Nothing is
+    installed in it and it is not restarted.
     """
 
 

@@ -66,13 +66,19 @@ def _wants_next(word: str, valued: set[str]) -> bool:
 
 
 def complete_target(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Targets that the engine has now; silent where there is none."""
-    caller, docker_context = ctx.find_object(Caller), ctx.params.get("docker_context")
-    with contextlib.suppress(Exception):  # an entry point of its own: a shell must not be given a traceback to insert
-        if caller:
-            listed = caller.wiring.targets(None, docker_context)
-            return [CompletionItem(item.target, help=item.what) for item in listed if item.target.startswith(incomplete)]
-    return []
+    """Targets that are there now; silent where nobody can be asked. A cluster is asked for the kind that was begun alone."""
+    from bridge.cli.looking import Where
+
+    caller = ctx.find_object(Caller)
+    kind, slash, _ = incomplete.partition("/")
+    given = {name: ctx.params.get(name) for name in ("docker_context", "namespace", "context", "kubeconfig")}
+    found: list[CompletionItem] = []
+    for one in [kind] if slash else ["docker", "compose"]:
+        with contextlib.suppress(Exception):  # an entry point of its own: a shell must not be given a traceback to insert
+            if caller:
+                listed = caller.wiring.targets(one, Where(**given), caller.ui)
+                found += [CompletionItem(item.target, help=item.what) for item in listed if item.target.startswith(incomplete)]
+    return found
 
 
 def complete_session(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bridge.cli.looking import Where
 from bridge.errors import SpecError
 from bridge.model import config
 from bridge.model.config import Config, Loaded
@@ -83,6 +84,12 @@ def _at(settings: Config, key: str) -> Any:
 
 def as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def where(environ: Mapping[str, str], options: Mapping[str, Any]) -> Where:
+    """`ls`: where to look for targets."""
+    found = load(environ, None, {name: value for name, value in options.items() if name != "container"}).loaded.value
+    return Where(found.docker_context, found.namespace, found.context, found.kubeconfig)
 
 
 def run_wish(environ: Mapping[str, str], named: str | None, target: str, image: str, options: Mapping[str, Any]) -> SessionWish:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bridge.adapters.docker.engine import Engine
     from bridge.cli.cmd_doctor import Check
     from bridge.cli.cmd_forward import Forward
-    from bridge.cli.looking import Listed
+    from bridge.cli.looking import Listed, Where
     from bridge.cli.sessions import SessionFolder
     from bridge.cli.ui import Ui
     from bridge.model.plan import Plan
@@ -125,18 +125,13 @@ class Wiring:
 
     # -- looking --------------------------------------------------------------------------------------------------------
 
-    def targets(self, kind: str | None, docker_context: str | None) -> list[Listed]:
-        from bridge.cli import looking
-
-        async def look() -> list[Listed]:
-            found = await (await self._engine(docker_context).connect()).containers()
-            listed = looking.docker_targets(found) if kind in (None, "docker") else []
-            return listed + (looking.compose_targets(found) if kind in (None, "compose") else [])
-
-        return asyncio.run(look())
+    def targets(self, kind: str | None, where: Where, ui: Ui) -> list[Listed]:
+        """Of one kind, or of all that can be looked at: then a missing engine or cluster is a warning, where the other is there."""
+        return asyncio.run(_targets(kind, where, ui, self._engine(where.docker_context)))
 
     def checks(self, wish: SessionWish | None, docker_context: str | None, ui: Ui) -> Iterator[Check]:
         from bridge.cli import checks, places, sessions
+        from bridge.model.target import ComposeTarget, DockerTarget
 
         async def look() -> AsyncIterator[Check]:
             for check in checks.host_checks(sessions.root()):
@@ -153,7 +148,13 @@ class Wiring:
             async for check in checks.kernel(engine, name, await engine.image(name) is not None):
                 yield check
             if wish is not None:
-                async for check in checks.target_checks(places.place_of(wish)):
+                if isinstance(wish.target, DockerTarget | ComposeTarget):
+                    found = checks.target_checks(places.place_of(wish))
+                else:
+                    from bridge.cli import kube_doctor
+
+                    found = kube_doctor.cluster_checks(wish)
+                async for check in found:
                     yield check
 
         yield from _one_by_one(look())
@@ -233,6 +234,42 @@ class Wiring:
         asyncio.run(self._engine(docker_context).connect())  # says in the user's words why an engine cannot be used
         at = self._endpoint(docker_context)
         return image_store.connected(at.url, ca=at.ca, cert=at.cert, key=at.key, verify=at.verify, tls=at.tls)
+
+
+async def _targets(kind: str | None, where: Where, ui: Ui, engine: Engine) -> list[Listed]:
+    from bridge.cli import looking
+    from bridge.errors import BridgeError
+
+    listed: list[Listed] = []
+    failures: list[BridgeError] = []
+    if kind in (None, "docker", "compose"):
+        try:
+            found = await (await engine.connect()).containers()
+        except BridgeError as error:
+            failures.append(error)
+        else:
+            listed += looking.docker_targets(found) if kind in (None, "docker") else []
+            listed += looking.compose_targets(found) if kind in (None, "compose") else []
+    if kind not in (None, "docker", "compose") or (kind is None and _has_kubeconfig(where)):
+        from bridge.cli import kube_doctor
+
+        try:
+            async with kube_doctor.open_api(where.kubeconfig, where.context) as api:
+                listed += await kube_doctor.targets(api, where.namespace or api.access.namespace, kind)
+        except BridgeError as error:
+            failures.append(error)
+    if failures and not listed:
+        raise failures[0]
+    for failure in failures:
+        ui.warn(failure.message)
+    return listed
+
+
+def _has_kubeconfig(where: Where) -> bool:
+    """Whether this user has to do with a cluster at all: no reason to be told about one otherwise."""
+    if where.kubeconfig or where.context or where.namespace or os.environ.get("KUBECONFIG"):
+        return True
+    return (Path.home() / ".kube" / "config").is_file()
 
 
 def _read_options(wish: SessionWish) -> None:

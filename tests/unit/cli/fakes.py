@@ -10,7 +10,7 @@ from typing import Any
 
 from bridge.cli import main
 from bridge.cli.cmd_doctor import Check
-from bridge.cli.looking import Listed
+from bridge.cli.looking import Listed, Where
 from bridge.cli.ui import Ui
 from bridge.cli.wiring import Image
 from bridge.errors import BridgeError
@@ -85,7 +85,8 @@ class FakeWiring:
     def records(self) -> dict[str, str]:
         return self.files
 
-    def targets(self, kind: str | None, docker_context: str | None) -> list[Listed]:
+    def targets(self, kind: str | None, where: Where, ui: Ui) -> list[Listed]:
+        self.asked.append(("targets", kind, where))
         if self.failure:
             raise self.failure
         return [one for one in self.listed if kind is None or one.target.startswith(kind)]

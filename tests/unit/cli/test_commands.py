@@ -12,7 +12,7 @@ import pytest
 
 from bridge.cli.cmd_doctor import Check, kernel_checks
 from bridge.cli.cmd_forward import Forward, parse_forward
-from bridge.cli.looking import Listed
+from bridge.cli.looking import Listed, Where
 from bridge.errors import BridgeError, EngineUnavailable, SpecError
 from bridge.model.session import LinkStatus, State
 from tests.unit.cli.fakes import FakeWiring, mbridge, status
@@ -148,6 +148,23 @@ def test_ls_says_what_can_be_a_target_and_why_something_cannot() -> None:
     assert "it does not run" in ran.out
     shown = json.loads(mbridge("ls", "compose", "--json", wiring=FakeWiring(listed=listed)).out)
     assert shown == [{"target": "compose/shop/api", "what": "api", "state": "Exited (0)", "why_not": "it does not run"}]
+
+
+def test_ls_looks_where_flags_and_settings_say() -> None:
+    Path("mbridge.yaml").write_text("namespace: shop\n")
+    ran = mbridge("ls", "deploy", "--context", "prod", "--docker-context", "far", environ={"MBRIDGE_KUBECONFIG": "k.yaml"})
+    assert ran.wiring.asked == [("targets", "deploy", Where("far", "shop", "prod", "k.yaml"))]
+
+
+def test_doctor_prints_the_role_to_ask_for_and_looks_at_nothing() -> None:
+    ran = mbridge("doctor", "deploy/orders", "-n", "shop", "--role")
+    assert (ran.code, ran.wiring.asked) == (0, [])
+    assert "kind: Role" in ran.out
+    assert "namespace: shop" in ran.out
+    assert "deployments" in ran.out
+    assert "statefulsets" not in ran.out
+    assert "statefulsets" in mbridge("doctor", "--role").out
+    assert mbridge("doctor", "docker/x", "--role").code == 2
 
 
 def test_ls_of_an_unknown_kind_names_the_kinds() -> None:
@@ -323,7 +340,7 @@ LISTED = [Listed("docker/web", "nginx", "Up"), Listed("docker/db", "pg", "Up"), 
         ("mbridge env docker/w", ["docker/web"]),
         ("mbridge down kq", ["kqzwtb"]),
         ("mbridge status ", ["kqzwtb"]),
-        ("mbridge ls ", ["docker", "compose"]),
+        ("mbridge ls d", ["docker", "deploy", "ds"]),
         ("mbridge run docker/web --cap-", ["--cap-add", "--cap-drop"]),
         ("mbridge images s", ["save"]),
     ],
