@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -302,6 +303,8 @@ async def serve(*, listen: str, client_key: str, ttl_s: float, socket_path: Path
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, agent.ended.set)
         print(agent.line(), flush=True)
+        gc.collect()
+        gc.freeze()  # modules and keys stay: no collection needs to walk them while flows wait
         await agent.ended.wait()
     return 0
 
