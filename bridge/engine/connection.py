@@ -260,7 +260,8 @@ class KeptConnection:
                 await self._new_agent.wait()
 
     def _failed(self, why: str) -> None:
-        log.info("! %s connection: %s", self.name, why)
+        if why != self.why:
+            log.info("! %s connection: %s", self.name, why)
         self.why = why
         self._changed()
 

@@ -23,6 +23,7 @@ from bridge.protocol.stream import Buffer
 
 READ_BYTES = 1 << 20
 LINGER_S = 2.0
+_LAST_READS = 16
 _PIPE_BYTES = 1 << 20
 # Past what is under way the kernel would queue 4 MiB more (tcp_wmem, tcp(7)), and SSH's small packets behind it. Half as
 # much costs 10 % more CPU time on bulk, measured on loopback; this much costs none.
@@ -112,18 +113,27 @@ class Carrier:
         for fd in {self._read_fd, self._write_fd} - {-1}:
             os.close(fd)
 
-    def _readable(self) -> None:
+    def _readable(self) -> bool:
+        """Whether there was something, and there may be more."""
         try:
             size = os.readv(self._read_fd, [self._view])
         except (BlockingIOError, InterruptedError):
-            return
+            return False
         except OSError as exc:
             self._lost(_words(exc))
-            return
+            return False
         if size:
             self._on_bytes(self._view[:size])
         else:
             self._lost("the far end closed the carrier")
+        return size > 0
+
+    def _write_failed(self, why: str) -> None:
+        """The far end is gone. What it said before, perhaps its CLOSE, can still be read."""
+        for _ in range(_LAST_READS):
+            if self._closed or not self._reading or not self._readable():
+                break
+        self._lost(why)
 
     def _send(self) -> None:
         try:
@@ -132,7 +142,7 @@ class Carrier:
             return
         except OSError as exc:
             self._pending, self._failed = [], True
-            self._loop.call_soon(self._lost, _words(exc))
+            self._loop.call_soon(self._write_failed, _words(exc))
             return
         self._pending = _after(self._pending, sent)
 

@@ -209,6 +209,31 @@ def test_an_end_over_unread_bytes_is_a_FIN_and_no_reset() -> None:
     run(test())
 
 
+def test_a_far_end_that_says_its_last_words_and_dies_is_heard() -> None:
+    """A bridge that stops in the middle of a download exits over unread bytes: the agent must not wait for it to come back."""
+
+    async def test() -> None:
+        agent = Recorder()
+        server = ResumableServer(lambda transport: transport.start(agent), 60)
+        made = await tcp()
+        with socket.socket(fileno=made.client[0]) as dying:
+            server.accept(*made.agent)
+            dying.send(encode(Kind.OPEN, bytes(16)) + HEADER.pack(Kind.DATA, 2) + b"hi")
+            await agent.until(2)
+            (transport,) = server.streams
+            transport.set_secret(bytes(32))
+            transport.write(bytes(100_000))
+            await asyncio.sleep(0.1)
+            dying.send(HEADER.pack(Kind.DATA, 3) + b"bye" + encode(Kind.CLOSE))
+        made.cut()
+        transport.write(bytes(400_000))  # fails at once: the far end has reset the connection
+        assert await agent.lost is None
+        assert agent.got == b"hibye"
+        assert server.streams == []
+
+    run(test())
+
+
 def test_an_abort_still_says_the_last_words() -> None:
     async def test() -> None:
         pair = Pair()
