@@ -76,10 +76,12 @@ class App(Box):
         return next(one for one in self.cli.status() if one["id"] == self.session)
 
 
+# Does nothing, and ends at a signal although it is process 1.
+IDLE = ("python3", "-c", "import signal as s; s.pthread_sigmask(s.SIG_BLOCK, [1, 2, 15]); print('idle', flush=True); s.sigwait([1, 2, 15])")
+
+
 @contextlib.contextmanager
-def bridged(
-    lab: Lab, cli: Cli, target: str, *options: str, image: str | None = None, command: tuple[str, ...] = ("sleep", "infinity")
-) -> Iterator[App]:
+def bridged(lab: Lab, cli: Cli, target: str, *options: str, image: str | None = None, command: tuple[str, ...] = IDLE) -> Iterator[App]:
     """`mbridge run` on the developer's network, in the background, until the app's container runs."""
     name = f"mbt-app-{os.urandom(4).hex()}"
     network = () if "--network" in options else ("--network", lab.outside)

@@ -158,7 +158,7 @@ class Lab:
         settings: dict[str, Any] = {
             "hostname": f"{name}-host", "environment": ENVIRON, "cap_add": ["NET_ADMIN"], "dns": [self.server_ip],
             "dns_search": ["lab.test", "sub.lab.test"], "dns_opt": ["ndots:1"], "at": at,
-            "extra_hosts": {"from-hosts": self.server_ip}, **options,
+            "extra_hosts": {"from-hosts": self.server_ip}, "init": False, **options,
         }  # fmt: skip
         box = self.box(name, self.lab_image, ["python3", "-c", _TARGET], **settings)
         wait_ready(box)

@@ -12,7 +12,7 @@ import docker
 import docker.errors
 
 HERE = Path(__file__).resolve().parent
-FOLDERS = {"lab": HERE / "server", "programs": HERE / "programs", "demo": HERE.parents[1] / "images" / "demo"}
+FOLDERS = {"lab": HERE / "server", "programs": HERE / "programs"}
 LABEL = {"mbridge.test": "image"}
 
 

@@ -337,6 +337,36 @@ def who_said(host, port):
         return read_all(sock).decode()
 
 
+def who_or_error(host, port, timeout):
+    """The server's word for its peer, or the errno's name."""
+    try:
+        with dial(host, port, timeout) as sock:
+            return json.loads(read_all(sock))["peer"]
+    except TimeoutError:
+        return "timeout"
+    except ValueError:
+        return "ended"
+    except OSError as error:
+        return errno.errorcode.get(error.errno or 0, repr(error))
+
+
+def stalled_readers(host, count, length, seconds):
+    """Flows whose server pushes `length` bytes and whose app reads none of them; how many were opened."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(count + 100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),) * 2)
+    socks = []
+    for number in range(count):
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(60)
+        sock.connect((host, 7007))
+        sock.sendall(b"stall%d %d\n" % (number, length))
+        socks.append(sock)
+    time.sleep(seconds)
+    return len(socks)
+
+
 def useless(host, port):
     """Whether a connection there is refused, or ends without having carried anything."""
     try:

@@ -1,0 +1,329 @@
+"""A34 to A38, A41 and A42: sessions come, go, are cut and killed, and nothing is left or leaks."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import docker
+import psutil
+import pytest
+
+from tests.container.conftest import IDLE, App, Bridge
+from tests.lab.boxes import Box, Cli, eventually, of_session
+from tests.lab.dockerlab import Lab
+
+CUT_SHORT_S, CUT_LONG_S = 5, 60
+
+
+def left_over(client: docker.DockerClient, session: str) -> dict[str, list[str]]:
+    """What of a session is still on this machine."""
+    label = f"mbridge.session={session}"
+    return {
+        "containers": [str(one.name) for one in of_session(client, session)],
+        "networks": [str(one.name) for one in client.networks.list() if session in one.name],
+        "volumes": [str(one.name) for one in client.volumes.list() if session in one.name]
+        + [one.name for one in client.volumes.list(filters={"label": label})],
+        "processes": [" ".join(one.cmdline()) for one in psutil.process_iter() if _of(one, session)],
+    }
+
+
+def _of(process: psutil.Process, session: str) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return session in " ".join(process.cmdline()) and process.pid != os.getpid()
+    return False
+
+
+def nothing_left(client: docker.DockerClient, cli: Cli, session: str) -> None:
+    nothing = {"containers": [], "networks": [], "volumes": [], "processes": []}
+    eventually(lambda: left_over(client, session), until=lambda left: left == nothing, limit_s=15)
+    assert not list(cli.state.rglob(f"{session}*")), "the session's folder"
+
+
+@contextlib.contextmanager
+def cut(target: Box) -> Iterator[None]:
+    """No packet passes between this machine and the target's namespace; the target's own network is not touched."""
+    (address,) = target.addresses().values()
+    gateway = address.rpartition(".")[0] + ".1"  # the engine's bridge has the network's first address
+    rules = [("INPUT", "-s", gateway), ("OUTPUT", "-d", gateway)]
+    for chain, flag, address in rules:
+        assert target.run("iptables", "-I", chain, flag, address, "-j", "DROP").code == 0
+    try:
+        yield
+    finally:
+        for chain, flag, address in rules:
+            assert target.run("iptables", "-D", chain, flag, address, "-j", "DROP").code == 0
+
+
+def state_of(app: App) -> str:
+    return str(app.status()["state"])
+
+
+def host_process(cli: Cli, session: str) -> int:
+    (lock,) = cli.state.rglob(f"{session}/host.lock")
+    return int(lock.read_text())
+
+
+def config(folder: Path, lab: Lab, target: str, name: str = "mbridge.yaml", command: str = "[sleep, infinity]") -> Path:
+    file = folder / name
+    file.write_text(f"target: docker/{target}\napp: {{ image: '{lab.programs_image}', command: {command} }}\n")
+    return file
+
+
+def test_A34_down_of_nothing_is_fine(own_cli: Cli) -> None:
+    for words in (("down",), ("down", "--all"), ("down", "abcdef")):
+        done = own_cli.run(*words)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == ""
+
+
+def test_A34_up_detached_then_down_twice_leaves_nothing(lab: Lab, own_cli: Cli, tmp_path: Path) -> None:
+    config(tmp_path, lab, lab.target.name)
+    done = own_cli.run("up", "-d", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    session = done.stdout.strip()
+    (status,) = own_cli.status()
+    assert (status["id"], status["state"], status["target"]) == (session, "ready", f"docker/{lab.target.name}")
+    assert own_cli.run("down", session).returncode == 0
+    nothing_left(lab.client, own_cli, session)
+    assert own_cli.run("down", session).returncode == 0
+    assert own_cli.status() == []
+
+
+def test_A34_up_twice_is_two_sessions_or_says_why_not(lab: Lab, own_cli: Cli, tmp_path: Path) -> None:
+    config(tmp_path, lab, lab.target.name)
+    first = own_cli.run("up", "-d", cwd=tmp_path)
+    second = own_cli.run("up", "-d", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    if second.returncode == 0:
+        assert {one["state"] for one in own_cli.status()} == {"ready"}
+    else:
+        assert first.stdout.strip() in second.stderr
+    assert own_cli.run("down", "--all", limit_s=90).returncode == 0
+    nothing_left(lab.client, own_cli, first.stdout.strip())
+
+
+def test_A34_apps_side_by_side_are_sessions_of_their_own(lab: Lab, own_cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "mbridge.yaml").write_text(
+        f"target: docker/{lab.target.name}\napp: {{ image: '{lab.programs_image}' }}\n"
+        "apps:\n  one: { app: { command: [sleep, infinity] } }\n  two: { app: { command: [sleep, infinity] } }\n"
+    )
+    done = own_cli.run("up", "-d", cwd=tmp_path, limit_s=90)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == 2
+    assert {one["app"] for one in own_cli.status()} == {"one", "two"}
+
+
+def test_A35_two_sessions_with_one_target_and_with_two(lab: Lab, bridge: Bridge) -> None:
+    with lab.another_target(61) as other, contextlib.ExitStack() as stack:
+        names = [lab.target.name, lab.target.name, other.name]
+        apps = [stack.enter_context(bridge(f"docker/{name}")) for name in names]
+        peers = [app.probe("who", host=lab.server_ip)["peer"] for app in apps]
+        assert peers == [lab.target_ip, lab.target_ip, lab.address(61)]
+
+
+def test_A36_ctrl_c_undoes_everything(lab: Lab, bridge: Bridge, own_cli: Cli) -> None:
+    with bridge(f"docker/{lab.target.name}") as app:
+        session = app.session
+        app.process.send_signal(signal.SIGINT)
+        app.process.wait(30)
+    nothing_left(lab.client, own_cli, session)
+
+
+@pytest.mark.parametrize("moment_s", [0.15, 0.4, 0.8, 1.2, 1.6])
+def test_A36_ctrl_c_at_any_step_of_the_start_undoes_just_what_was_done(lab: Lab, own_cli: Cli, moment_s: float) -> None:
+    process = own_cli.start("run", "--network", lab.outside, f"docker/{lab.target.name}", lab.programs_image, *IDLE)
+    time.sleep(moment_s)
+    known = [folder.name for folder in (own_cli.state / "mbridge").glob("*") if folder.is_dir()]
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode not in (0, None)
+    for session in known:
+        nothing_left(lab.client, own_cli, session)
+    mine = lab.client.containers.list(all=True, filters={"label": f"mbridge.session={known[0] if known else 'none'}"})
+    assert mine == []
+
+
+KILLED = ["host", "pause", "bridge", "app", "agent"]
+
+
+@pytest.mark.parametrize("part", KILLED)
+def test_A36_after_kill_9_of_any_part_nothing_leaks_and_down_leaves_nothing(lab: Lab, own_cli: Cli, part: str) -> None:
+    """While a part is dead, the app tries on: nothing of what it sends may show on the developer's network."""
+    strays = len(lab.strays())
+    with lab.another_target(62) as target:
+        process = own_cli.start("run", "--network", lab.outside, f"docker/{target.name}", lab.programs_image, *IDLE)
+        try:
+            status = eventually(
+                lambda: own_cli.session(f"docker/{target.name}"), until=lambda one: bool(one) and one["state"] == "ready", limit_s=40
+            )
+            session = status["id"]
+            parts = {role: of_session(lab.client, session, role)[0] for role in KILLED[1:]}
+            app = Box(parts["app"])
+            assert app.probe("who", host=lab.server_ip)["peer"] == lab.address(62)
+            if part == "host":
+                os.kill(process.pid, signal.SIGKILL)
+                process.wait(10)
+            else:
+                with contextlib.suppress(docker.errors.APIError):
+                    parts[part].kill()
+            if part not in ("app", "pause"):
+                for _ in range(5):
+                    if not app.alive():
+                        break
+                    seen = app.probe("who_or_error", host=lab.server_ip, port=7002, timeout=1.0)
+                    assert seen in ("timeout", "EHOSTUNREACH", "ENETUNREACH", "ECONNREFUSED", "ECONNRESET", lab.address(62)), seen
+                    app.run(
+                        "python3",
+                        "-c",
+                        f"import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('{lab.server_ip}', 7001))",
+                    )
+                    app.run("ping", "-c", "1", "-W", "1", lab.server_ip)
+            assert own_cli.run("down", "--all", limit_s=60).returncode == 0
+            nothing_left(lab.client, own_cli, session)
+            assert target.alive()
+        finally:
+            process.kill()
+            process.communicate()
+    assert lab.strays()[strays:] == []
+
+
+@pytest.mark.parametrize("part", ["bridge", "agent"])
+def test_A36_a_killed_part_comes_back_and_the_app_was_not_restarted(lab: Lab, bridge: Bridge, part: str) -> None:
+    with lab.another_target(63) as target, bridge(f"docker/{target.name}") as app:
+        started = app.container.attrs["State"]["StartedAt"]
+        app.part(part).kill()
+        seen = eventually(
+            lambda: app.probe("who_or_error", host=lab.server_ip, port=7002, timeout=5.0),
+            until=lambda peer: peer == lab.address(63),
+            limit_s=60,
+        )
+        assert seen == lab.address(63)
+        eventually(lambda: state_of(app), until=lambda state: state == "ready", limit_s=20)
+        app.container.reload()
+        assert app.container.attrs["State"]["StartedAt"] == started
+
+
+def test_A36_up_takes_over_what_a_killed_host_process_left(lab: Lab, own_cli: Cli, tmp_path: Path) -> None:
+    config(tmp_path, lab, lab.target.name)
+    session = own_cli.run("up", "-d", cwd=tmp_path).stdout.strip()
+    (app,) = of_session(lab.client, session, "app")
+    started = app.attrs["State"]["StartedAt"]
+    os.kill(host_process(own_cli, session), signal.SIGKILL)
+    eventually(lambda: own_cli.status()[0]["state"], until=lambda state: state != "ready", limit_s=10)
+    done = own_cli.run("up", "-d", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == session
+    app.reload()
+    assert app.attrs["State"]["StartedAt"] == started
+    assert Box(app).probe("who", host=lab.server_ip)["peer"] == lab.target_ip
+
+
+def test_A37_a_cut_of_5_s_is_not_seen_by_what_is_open_and_status_is_honest(lab: Lab, bridge: Bridge) -> None:
+    with lab.another_target(64) as target, bridge(f"docker/{target.name}", "--via", "direct") as app:
+        talk = app.probing("keep_talking", host=lab.server_ip, seconds=12)
+        time.sleep(1.5)
+        with cut(target):
+            time.sleep(CUT_SHORT_S)
+        seen = talk.answer()
+        assert "count" in seen, seen
+        assert state_of(app) == "ready"
+
+
+@pytest.mark.timeout(240)
+def test_A41_a_cut_of_60_s_loses_nothing_and_held_connects_succeed_after(lab: Lab, bridge: Bridge) -> None:
+    """Also A37: an open conversation, a transfer under way and a connect that waits; status says reconnecting meanwhile."""
+    with lab.another_target(65) as target, bridge(f"docker/{target.name}", "--via", "direct") as app:
+        started = app.container.attrs["State"]["StartedAt"]
+        talk = app.probing("keep_talking", host=lab.server_ip, seconds=75, limit_s=150)
+        bulk = app.probing("both_ways", host=lab.server_ip, key="cut", length=150_000_000, limit_s=180)
+        time.sleep(0.4)
+        with cut(target):
+            began = time.monotonic()
+            eventually(lambda: state_of(app), until=lambda state: state == "reconnecting", limit_s=30)
+            held = app.probing("connect", host=lab.server_ip, port=7001, timeout=100, limit_s=120)
+            time.sleep(max(0.0, CUT_LONG_S - (time.monotonic() - began)))
+        assert held.answer() == "connected"
+        assert "count" in talk.answer()
+        seen = bulk.answer()
+        assert seen["got"] == seen["theirs"] == seen["want"]
+        eventually(lambda: state_of(app), until=lambda state: state == "ready", limit_s=15)
+        app.container.reload()
+        assert app.container.attrs["State"]["StartedAt"] == started
+
+
+def test_A38_a_target_that_restarts_is_found_again_and_the_app_is_not_restarted(lab: Lab, bridge: Bridge) -> None:
+    with lab.another_target(66) as target, bridge(f"docker/{target.name}") as app:
+        started = app.container.attrs["State"]["StartedAt"]
+        target.container.stop(timeout=1)
+        status = eventually(app.status, until=lambda one: one["state"] == "reconnecting", limit_s=20)
+        assert status["why"]
+        time.sleep(1)
+        target.container.start()
+        eventually(
+            lambda: app.probe("who_or_error", host=lab.server_ip, port=7002, timeout=5.0),
+            until=lambda peer: peer == lab.address(66),
+            limit_s=60,
+        )
+        eventually(lambda: state_of(app), until=lambda state: state == "ready", limit_s=20)
+        app.container.reload()
+        assert app.container.attrs["State"]["StartedAt"] == started
+
+
+def test_A42_a_thousand_readers_that_stall_stay_within_the_windows_bound(lab: Lab, bridge: Bridge) -> None:
+    """Each flow's server pushes 4 MB that nobody reads: 4 GB in sum, of which only the windows' bound may be held."""
+    with lab.another_target(67) as target, bridge(f"docker/{target.name}") as app:
+        talk = app.probing("stalled_readers", host=lab.server_ip, count=1000, length=4_000_000, seconds=20, limit_s=100)
+        worst = dict.fromkeys(("bridge", "agent"), 0)
+        ended = time.monotonic() + 30
+        while time.monotonic() < ended:
+            for role in worst:
+                worst[role] = max(worst[role], resident(app.part(role)))
+            time.sleep(1)
+        assert talk.answer() == 1000
+        assert worst["bridge"] < 400 << 20, worst
+        assert worst["agent"] < 200 << 20, worst
+        assert app.probe("who", host=lab.server_ip)["peer"] == lab.address(67)  # others are not held up
+
+
+def resident(container: docker.models.containers.Container) -> int:
+    """Resident bytes of a container's processes, as this machine's kernel counts them."""
+    top = container.top(ps_args="-o pid,rss")
+    return sum(int(row[1]) for row in top["Processes"]) * 1024
+
+
+def test_A36_logs_of_every_part_can_be_read(lab: Lab, app: App, cli: Cli) -> None:
+    done = cli.run("logs", app.session)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert "PRIVATE KEY" not in done.stdout
+
+
+def test_A37_status_has_the_agreed_form(lab: Lab, app: App, cli: Cli) -> None:
+    one = next(one for one in cli.status() if one["id"] == app.session)
+    assert {"id", "target", "state", "since", "why", "link", "agent", "ports"} <= set(one)
+    assert {"via", "state", "since"} <= set(one["link"])
+    assert (one["state"], one["target"], one["link"]["via"]) == ("ready", f"docker/{lab.target.name}", "direct")
+    assert json.dumps(one)
+
+
+def test_A36_the_exec_carrier_carries_the_same(lab: Lab, bridge: Bridge) -> None:
+    """As with a remote engine: no address is dialled, everything goes through the engine's API."""
+    with bridge(f"docker/{lab.target.name}", "--via", "exec") as app:
+        assert app.probe("who", host=lab.server_ip)["peer"] == lab.target_ip
+        assert app.status()["link"]["via"] == "exec"
+        seen = app.probe("both_ways", host=lab.server_ip, key="exec", length=20_000_000)
+        assert seen["got"] == seen["theirs"] == seen["want"]
+
+
+def test_A36_dry_run_prints_the_plan_and_changes_nothing(lab: Lab, own_cli: Cli) -> None:
+    done = own_cli.run("run", "--dry-run", f"docker/{lab.target.name}", lab.programs_image, "true")
+    assert done.returncode == 0, done.stderr
+    assert "pause" in done.stdout
+    assert own_cli.status() == []
+    assert not list(own_cli.state.rglob("plan.json"))
