@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from bridge.errors import LinkError, LinkLost
+from bridge.errors import LinkError, LinkLost, RemoteProtocolError
 from bridge.protocol.backoff import Backoff
 
 log = logging.getLogger(__name__)
@@ -170,6 +170,7 @@ class KeptConnection:
         transport = self._transport = self._make_transport()
         self._carried_at = asyncio.get_running_loop().time()
         self._avoid.add(carrier.via)  # until it has proven itself
+        transport.expecting = True  # from the first byte on: a carrier that swallows everything is found out within 15 s
         try:
             transport.carry(*carrier.fds)
             ssh = await self._connect(transport, agent)
@@ -179,10 +180,12 @@ class KeptConnection:
             except BaseException:
                 ssh.close()
                 raise
+        except RemoteProtocolError as exc:  # whatever answered there; the next carrier may reach the agent
+            transport.abort()
+            raise LinkLost(exc.message) from exc
         except BaseException:
             transport.abort()
             raise
-        transport.expecting = True
         self.via = carrier.via
         return ssh
 

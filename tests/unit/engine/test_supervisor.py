@@ -11,7 +11,7 @@ import pytest
 
 from bridge.engine.needs import FlowRefused
 from bridge.engine.supervisor import Supervisor
-from bridge.errors import HostKeyMismatch, LinkError, LinkLost, VersionMismatch
+from bridge.errors import BridgeError, HostKeyMismatch, LinkError, LinkLost, RemoteProtocolError, VersionMismatch
 from bridge.model.facts import Facts
 from bridge.protocol import control, udp
 from bridge.protocol.door import LinkStatus
@@ -137,7 +137,7 @@ class World:
         self.brings = True
         self.why, self.final = "connection refused", False
         self.fails_at_secret = 0
-        self.ssh_error: LinkError | None = None
+        self.ssh_error: BridgeError | None = None
         self.dials: list[tuple[float, int, tuple[str, ...]]] = []
         self.statuses: list[LinkStatus] = []
         self.transports: list[Transport] = []
@@ -423,6 +423,18 @@ def test_a_failed_handshake_is_tried_again_over_another_kind_of_carrier() -> Non
         assert [avoid for _, _, avoid in world.dials] == [(), (), ("direct",), ("direct",)]
         assert sum(transport.aborted for transport in world.transports) == 2
         assert world.statuses[-2].state == "connecting"
+
+    with_link(test)
+
+
+def test_a_carrier_that_leads_to_something_else_is_tried_again() -> None:
+    async def test(world: World, link: Supervisor) -> None:
+        world.ssh_error = RemoteProtocolError("a frame of unknown type 72 came over the carrier")
+        await world.until(lambda: len(world.dials) >= 4)
+        assert world.statuses[-1].why == "a frame of unknown type 72 came over the carrier"
+        assert all(transport.aborted for transport in world.transports)
+        world.ssh_error = None
+        await world.until_state("connected")
 
     with_link(test)
 
