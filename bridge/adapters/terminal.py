@@ -26,7 +26,7 @@ _ATOMIC_BYTES = 4096  # PIPE_BUF: what a writable pipe takes without blocking (p
 def raw(fd: int = 0) -> Iterator[None]:
     """The terminal passes every key on as it is; what it was before comes back in any case."""
     before = termios.tcgetattr(fd)
-    tty.setraw(fd)
+    tty.setraw(fd, termios.TCSANOW)  # not FLUSH: what was typed ahead is for the app
     try:
         yield
     finally:

@@ -68,6 +68,7 @@ class DockerPlace:
         self._session, self._owner = session, owner
         self._via, self._agent_image, self._ttl_s = via, agent_image, ttl_s
         self._container: Json | None = None  # as last found
+        self._dialled: str | None = None  # the agent of the last dial
         self._changes: asyncio.Queue[TargetChange | BridgeError] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -121,6 +122,8 @@ class DockerPlace:
         ways = [way for way in ("direct", "exec") if self._via in ("auto", way)]
         if not ways:
             raise LinkLost(f"a carrier by {self._via} does not exist for {self.target}: there are direct and exec")
+        if agent.agent_id != self._dialled:  # what failed was another agent
+            self._dialled, avoid = agent.agent_id, ()
         faults: list[str] = []
         for way in sorted(ways, key=lambda way: way in avoid):  # stable: what has not just failed comes first
             try:
@@ -353,7 +356,7 @@ class DockerPlace:
                         self._changes.put_nowait(TargetChange("moved", "the target was restarted"))
                     elif (now is None or not now["State"]["Running"]) and not gone:
                         gone = True
-                        self._changes.put_nowait(TargetChange("gone", f"the target {_name_of(container)} has stopped"))
+                        await self._on_gone(f"the target {_name_of(container)} has stopped")
                     async for event in events:
                         attributes = event["Actor"]["Attributes"]
                         if event["Action"] == "die" and event["Actor"]["ID"] == container["Id"] and not gone:
@@ -368,6 +371,11 @@ class DockerPlace:
                                 started, gone = container["State"]["StartedAt"], False
                                 self._changes.put_nowait(TargetChange("moved", f"the target {_name_of(container)} has started"))
             await asyncio.sleep(_EVENTS_RETRY_S)
+
+    async def _on_gone(self, why: str) -> None:
+        """The agent sits in a namespace without interfaces now, where every dial is refused at once: ended, it lets dials wait."""
+        self._changes.put_nowait(TargetChange("gone", why))
+        await self.engine.kill(self.name)
 
     async def _refound(self) -> Json:
         self._container = None

@@ -18,6 +18,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bridge import errors
 from bridge.adapters.docker.engine import Engine
@@ -70,6 +71,7 @@ class Serving:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._keep_door(group), name="door")
             group.create_task(self._watch_target(), name="target")
+            group.create_task(self._guard_pause(), name="pause")
             if self._networks:
                 group.create_task(self._watch_names(), name="names")
 
@@ -98,7 +100,6 @@ class Serving:
             finally:
                 self._door = None
                 door.close()
-            await self._check_pause()
             if self.ready.done():
                 self._on_status(None, "the bridge has ended; it is started again")
             await asyncio.sleep(pause_s)
@@ -130,13 +131,25 @@ class Serving:
     async def _exec(self, command: Sequence[str]) -> Joined:
         return await self._engine.exec(self._bridge.name, command)
 
-    async def _check_pause(self) -> None:
-        pause = await self._engine.inspect(self._pause.name)
-        if pause is None or not pause["State"]["Running"]:
-            raise HostError(
-                f"the session's network is gone: container {self._pause.name} has ended",
-                hint=f"mbridge down {self._config.session}, then start anew",
-            )
+    async def _guard_pause(self) -> None:
+        """Until pause ends. The engine being away is no such end: its containers may live through that (live restore)."""
+        while True:
+            with contextlib.suppress(HostError):
+                await self._engine.wait(self._pause.name, asyncio.Event(), condition="not-running")
+                break
+            found = await self._patiently_inspect(self._pause.name)
+            if found is None or not found["State"]["Running"]:
+                break
+        hint = f"mbridge down {self._config.session}, then start anew"
+        raise HostError(f"the session's network is gone: container {self._pause.name} has ended", hint=hint)
+
+    async def _patiently_inspect(self, name: str) -> dict[str, Any] | None:
+        while True:
+            try:
+                return await self._engine.inspect(name)
+            except HostError as exc:
+                log.info("! engine: %s", exc.message)
+                await asyncio.sleep(_RESTART_S[1])
 
     def _on_message(self, message: wire.ToHost, group: asyncio.TaskGroup) -> None:
         match message:

@@ -232,13 +232,22 @@ async def down(folder: SessionFolder, say: Say) -> None:
     with folder.lock():
         plan = folder.plan()
         if plan is not None:
-            say(f"undoing {len(plan.steps)} steps")
-            from bridge.cli.world import world_of
-
-            failures = await up.undo(plan.steps, await world_of(plan))
-            if failures:
-                raise up.what_is_left(folder.id, failures)
+            await _undo(plan, say)
         folder.forget()
+
+
+async def _undo(plan: Plan, say: Say) -> None:
+    from bridge.adapters.docker.endpoint import Endpoint
+    from bridge.adapters.docker.engine import Engine
+    from bridge.cli.world import leftovers, world_of
+
+    say(f"undoing {len(plan.steps)} steps")
+    failures = await up.undo(plan.steps, world_of(plan))
+    if failures:
+        raise up.what_is_left(plan.session, failures)
+    if plan.engine:  # an engine finishes what a process asked for just before it was killed
+        for _, remove in await leftovers(Engine(Endpoint.from_json(plan.engine)), f"mbridge.session={plan.session}"):
+            await remove()
 
 
 async def _ended(folder: SessionFolder, pid: int) -> bool:
@@ -257,10 +266,11 @@ async def _ended(folder: SessionFolder, pid: int) -> bool:
 
 async def sweep(say: Say) -> None:
     """What bears our label on the developer's engine and belongs to no session that we know (its folder was lost)."""
+    from bridge.cli.places import own_engine
     from bridge.cli.world import leftovers
 
     known = {folder.id for folder in all_sessions()}
-    for session, remove in await leftovers(owner()):
+    for session, remove in await leftovers(await own_engine(), f"mbridge.owner={owner()}"):
         if session not in known:
             say(f"removing what session {session} left")
             await remove()

@@ -106,17 +106,17 @@ def _hint(message: str) -> str | None:
     return "docker network ls" if "network" in message and "not found" in message else None
 
 
-async def world_of(plan: Plan) -> World:
+def world_of(plan: Plan) -> World:
     """From a journal alone: for undo."""
     engine = Engine(Endpoint.from_json(plan.engine)) if plan.engine else None  # a visit has no containers of its own
     return World(plan.session, engine, places.place_again(plan.place, plan.session))
 
 
-async def leftovers(owner: str) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
-    """What bears this user's label on the current engine, by session, each with what removes it."""
-    engine = await places.own_engine()
+async def leftovers(engine: Engine, label: str) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
+    """What bears `label` on an engine, by session, each with what removes it."""
+    await engine.connect()
     by_session: dict[str, list[str]] = {}
-    for container in await engine.containers(label=[f"mbridge.owner={owner}"]):
+    for container in await engine.containers(label=[label]):
         by_session.setdefault(container["Labels"].get("mbridge.session", ""), []).append(container["Id"])
 
     def removal(session: str, ids: list[str]) -> Callable[[], Awaitable[None]]:

@@ -90,9 +90,9 @@ class Engine:
             await asyncio.sleep(0.1)
         raise HostError(f"container {container} cannot be removed: its removal does not end", hint=f"docker rm -f {container}")
 
-    async def wait(self, container: str, started: asyncio.Event) -> int:
+    async def wait(self, container: str, started: asyncio.Event, condition: str = "next-exit") -> int:
         """The exit code of its next end. `started` is set once the engine has taken note, so that no end is missed."""
-        async with self.wire.stream("POST", f"/containers/{container}/wait", query={"condition": "next-exit"}) as chunks:
+        async with self.wire.stream("POST", f"/containers/{container}/wait", query={"condition": condition}) as chunks:
             started.set()
             data = b"".join([chunk async for chunk in chunks])
         if not data:
