@@ -80,8 +80,8 @@ def _role(caller: Caller, wish: SessionWish | None, namespace: str | None) -> in
 
 
 def _line(caller: Caller, check: Check) -> str:
-    line = f"{caller.ui.mark(check.good)} {check.name:<10} {printable(check.what)}"
-    return line + (f"\n{' ' * 13}→ {printable(check.hint)}" if check.hint and check.good is not True else "")
+    line = f"{caller.ui.mark(check.good)} {check.name:<11} {printable(check.what)}"
+    return line + (f"\n{' ' * 14}→ {printable(check.hint)}" if check.hint and check.good is not True else "")
 
 
 def kernel_checks(probe: Mapping[str, Any]) -> Iterator[Check]:

@@ -43,16 +43,18 @@ docker_options = stacked(
     click.option("--tmpfs", metavar="PATH[:OPTIONS]", multiple=True, help="Mount a tmpfs."),
     click.option("--network", "networks", metavar="NETWORK", multiple=True, help="A network of the engine for the app's own side."),
     click.option("--add-host", "add_hosts", metavar="HOST:IP", multiple=True, help="A name of the app's own."),
-    click.option("--cap-add", metavar="CAP", multiple=True),
-    click.option("--cap-drop", metavar="CAP", multiple=True),
-    click.option("--security-opt", metavar="OPTION", multiple=True),
+    click.option("--cap-add", metavar="CAP", multiple=True, help="Give the app a capability."),
+    click.option("--cap-drop", metavar="CAP", multiple=True, help="Take a capability away, or ALL."),
+    click.option("--security-opt", metavar="OPTION", multiple=True, help="seccomp=FILE, no-new-privileges, …"),
     click.option("--read-only", is_flag=True, help="Read-only root file system."),
-    click.option("--pull", type=click.Choice(["always", "missing", "never"]), default="missing", show_default=True),
-    click.option("--platform", metavar="OS/ARCH"),
-    click.option("-m", "--memory", metavar="BYTES"),
-    click.option("--cpus", metavar="NUMBER"),
-    click.option("--gpus", metavar="REQUEST"),
-    click.option("-l", "--label", "labels", metavar="NAME[=VALUE]", multiple=True),
+    click.option(
+        "--pull", type=click.Choice(["always", "missing", "never"]), default="missing", show_default=True, help="When to pull IMAGE."
+    ),
+    click.option("--platform", metavar="OS/ARCH", help="Where the engine has several."),
+    click.option("-m", "--memory", metavar="BYTES", help="Memory limit: 512m, 2g."),
+    click.option("--cpus", metavar="NUMBER", help="Limit in CPUs: 1.5."),
+    click.option("--gpus", metavar="REQUEST", help="all, a number, or device=…"),
+    click.option("-l", "--label", "labels", metavar="NAME[=VALUE]", multiple=True, help="Label of the app's container."),
 )
 
 

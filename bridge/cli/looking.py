@@ -50,7 +50,10 @@ def compose_targets(containers: Iterable[Json]) -> list[Listed]:
 
 
 def _listed(target: str, one: Json) -> Listed:
-    return Listed(target, str(one.get("Image", "")), str(one.get("Status") or one.get("State", "")), _why_not(one))
+    image = str(one.get("Image", ""))
+    if image.startswith("sha256:"):  # its name went to a newer image
+        image = image.removeprefix("sha256:")[:12]
+    return Listed(target, image, str(one.get("Status") or one.get("State", "")), _why_not(one))
 
 
 def _why_not(one: Json) -> str | None:

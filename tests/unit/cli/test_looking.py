@@ -36,6 +36,10 @@ def test_a_linked_container_is_called_by_its_own_name() -> None:
     assert docker_targets([container("db") | {"Names": ["/web/db", "/db"]}])[0].target == "docker/db"
 
 
+def test_an_image_that_has_lost_its_name_is_shown_by_the_beginning_of_its_id() -> None:
+    assert docker_targets([container("db") | {"Image": "sha256:12eafbda08a8f2fc4f3fd347"}])[0].what == "12eafbda08a8"
+
+
 def test_a_service_stands_once_by_the_container_that_serves_best() -> None:
     found = compose_targets(
         [service("a-1", "shop", "api", "exited"), service("a-2", "shop", "api"), service("b-1", "shop", "web", "exited")]

@@ -1,0 +1,129 @@
+"""The real wiring, as far as it goes without an engine: sessions on disk, options that cannot be read, no engine at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bridge.cli import sessions
+from bridge.cli.main import Caller, run
+from bridge.cli.ui import Ui
+from bridge.cli.wiring import Wiring
+from tests.unit.cli.fakes import Ran, Stream, status
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no.sock")
+    for name in ("KUBECONFIG", "DOCKER_CONTEXT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def mbridge(*words: str) -> Ran:
+    out, err = Stream(), Stream()
+    code = run(words, Caller(Ui(out, err, environ={}), Wiring, {}))
+    return Ran(code, out.getvalue(), err.getvalue(), None)  # type: ignore[arg-type]  # no fake here
+
+
+def session(name: str = "kqzwtb") -> sessions.SessionFolder:
+    folder = sessions.SessionFolder(sessions.root() / name)
+    folder.path.mkdir()
+    folder.write_status(status(id=name))
+    return folder
+
+
+def test_status_is_what_the_host_process_wrote_last() -> None:
+    with session().lock():
+        shown = json.loads(mbridge("status", "--json").out)
+    assert [(one["id"], one["state"], one["why"]) for one in shown] == [("kqzwtb", "ready", None)]
+
+
+def test_status_of_a_session_whose_host_process_is_gone_says_so_and_what_to_do() -> None:
+    session()
+    out = mbridge("status").out
+    assert "failed" in out
+    assert "its host process is gone; `mbridge up` takes it over, `mbridge down` removes it" in out
+
+
+def test_a_folder_that_cannot_be_read_hides_no_other_session() -> None:
+    (session("aaaaaa").path / "status.json").write_text("{")
+    session("bbbbbb")
+    assert [one["id"] for one in json.loads(mbridge("status", "--json").out)] == ["bbbbbb"]
+
+
+def test_A34_down_removes_what_a_dead_session_left_and_twice_is_fine() -> None:
+    session()
+    assert mbridge("down").code == 0
+    assert sessions.all_sessions() == []
+    assert mbridge("down").code == 0
+
+
+def test_diagnose_takes_the_records_of_all_sessions() -> None:
+    session().log.write_text("INFO linked\n")
+    assert Wiring().records()["sessions/kqzwtb/log"] == "INFO linked\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-p", "0:80"], "-p 0:80: ports are 1 to 65535"),
+        (["-p", "80:70000"], "-p 80:70000: ports are 1 to 65535"),
+        (["-p", "x"], "-p x: not [IP:][PORT:]PORT"),
+        (["-v", "a:b"], "-v a:b"),
+        (["-m", "lots"], "--memory lots: not a size"),
+        (["--cpus", "few"], "--cpus few: not a number"),
+        (["--env-file", "absent.env"], "--env-file absent.env: no such file"),
+        (["-e", "=x"], "-e '=x': not a name"),
+        (["--add-host", "db"], "--add-host db: not NAME:ADDRESS"),
+        (["--network", "host"], "--network host: the app gets a network namespace of its own"),
+        (["--tmpfs", "run"], "--tmpfs run"),
+    ],
+)
+def test_an_option_of_the_app_that_cannot_be_read_is_told_before_an_engine_is_asked(words: list[str], said: str) -> None:
+    for dry in ([], ["--dry-run"]):
+        ran = mbridge("run", *dry, *words, "docker/x", "img")
+        assert ran.code == 125
+        assert said in ran.err
+        assert "no engine" not in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["ls"], 3),
+        (["run", "docker/x", "img"], 125),
+        (["env", "docker/x"], 3),
+        (["forward", "docker/x", "0:80"], 3),
+        (["images", "ls"], 3),
+        (["images", "build"], 3),
+        (["up", "docker/x", "--config", "m.yaml"], 3),
+        (["up", "-d", "docker/x", "--config", "m.yaml"], 3),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_no_engine_is_one_line_and_a_hint_and_nothing_is_left(words: list[str], code: int) -> None:
+    Path("m.yaml").write_text("app: {image: img}\n")
+    ran = mbridge(*words)
+    assert ran.code == code
+    assert ran.err.startswith("mbridge: error: no engine: ")
+    assert ran.err.splitlines()[1].startswith("mbridge: hint: ")
+    assert len(ran.err.splitlines()) == 2
+    assert sessions.all_sessions() == []
+
+
+def test_doctor_without_an_engine_says_which_one_was_tried() -> None:
+    ran = mbridge("doctor")
+    assert ran.code == 3
+    assert "✗ engine      no engine: " in ran.out
+    assert "(DOCKER_HOST)" in ran.out
+
+
+def test_a_docker_context_that_does_not_exist_is_told() -> None:
+    ran = mbridge("ls", "--docker-context", "far")
+    assert ran.code == 2
+    assert "no docker context is called 'far'" in ran.err
