@@ -2,8 +2,8 @@
 
 Theory of operation: routing decides every verdict (docs/design/001-spine.md, "Routing decides"). A verdict is an `ip rule`
 whose priority is its place in the user's list, so TCP, UDP and ICMP agree, `connect()` picks the right source address and
-the first match wins. Wiring is idempotent: rules and routes of ours that stand already are taken away first, behind a guard
-rule that makes everything but loopback unreachable meanwhile, since an app may be running that an earlier bridge wired.
+the first match wins. Wiring may be done again over an earlier bridge's, with the app running: what is wanted is added first,
+what is not is taken away after, so there is no moment in which a packet finds no rule or a `connect()` no route.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import errno
 import logging
 import socket
 from collections.abc import Iterable, Sequence
-from ipaddress import ip_interface, ip_network
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,14 +28,14 @@ log = logging.getLogger(__name__)
 
 TABLE = 0x6D62
 MARK_SELF, MARK_REPLY = 0x6D620010, 0x6D620011
-PRIORITY_GUARD, PRIORITY_FIRST, PRIORITY_LAST = 90, 100, 20200
+PRIORITY_FIRST, PRIORITY_LAST = 100, 20200
 PRIORITY_NETWORKS, PRIORITY_NAMES, PRIORITY_CLUSTER = 20000, 20010, 20100
 
 _MAIN = 254
 _FR_ACT_TO_TBL, _FR_ACT_UNREACHABLE, _FR_ACT_PROHIBIT = 1, 7, 8
 _IFA_F_NODAD = 0x02  # linux/if_addr.h
 _RTN_UNREACHABLE = 7
-_METRIC_BENEATH = 4096
+_METRIC, _METRIC_BENEATH = 100, 4096
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _PROTOCOLS = {"tcp": 6, "udp": 17}
 
@@ -44,6 +45,7 @@ class SessionRoutes:
 
     def __init__(self) -> None:
         self._ip: Any = None
+        self._added: set[_Rule] = set()
 
     async def __aenter__(self) -> Self:
         self._ip = await AsyncIPRoute().__aenter__()
@@ -67,16 +69,13 @@ class SessionRoutes:
 
     async def wire(self, tun: str, mtu: int, addresses: Sequence[str], app_networks: Iterable[str], routes: Iterable[Route]) -> None:
         """Give the tun the target's `addresses` ("10.0.3.7/24"), send CLUSTER to it, and keep `routes`' verdicts."""
-        for family in _FAMILIES:
-            await self._rule(family, PRIORITY_GUARD, action=_FR_ACT_UNREACHABLE)
-        await self._clear()
+        self._added.clear()
         found = list(await self._ip.link_lookup(ifname=tun))
         index = found[0]
         # the kernel's own router solicitations have no business in the target's network
         _write(f"/proc/sys/net/ipv6/conf/{tun}/router_solicitations", "0")
         await self._do("link", "set", index=index, state="up", mtu=mtu)
         await self._do("link", "set", index=1, state="up")
-        await self._ip.flush_addr(index=index)
         interfaces = [ip_interface(address) for address in addresses]
         for interface in interfaces:
             prefix = 32 if interface.version == 4 else 128
@@ -93,8 +92,7 @@ class SessionRoutes:
         for network in app_networks:
             await self.learn([Route(PRIORITY_NETWORKS, network, Verdict.DIRECT, None, None)])
         await self.learn(routes)
-        for family in _FAMILIES:
-            await self._rule(family, PRIORITY_GUARD, verb="del")
+        await self._take_away_stale(index, {str(interface.ip) for interface in interfaces})
 
     async def learn(self, routes: Iterable[Route]) -> None:
         """Add rules; one that stands already is left as it is."""
@@ -126,11 +124,15 @@ class SessionRoutes:
 
     async def _table(self, family: int, index: int, source: str | None) -> None:
         everywhere = {"family": family, "dst": "0.0.0.0" if family == socket.AF_INET else "::", "dst_len": 0, "table": TABLE}
-        if source is not None:
-            await self._do("route", "add", oif=index, prefsrc=source, priority=100, **everywhere)
         await self._do("route", "add", type=_RTN_UNREACHABLE, priority=_METRIC_BENEATH, **everywhere)
+        if source is not None:
+            await self._do("route", "replace", oif=index, prefsrc=source, priority=_METRIC, **everywhere)
+        else:
+            await self._do("route", "del", oif=index, priority=_METRIC, **everywhere)
 
     async def _rule(self, family: int, priority: int, verb: str = "add", **fields: Any) -> None:
+        if verb == "add":
+            self._added.add(_Rule.of(family, {"action": _FR_ACT_TO_TBL, **fields, "priority": priority}))
         await self._do("rule", verb, family=family, priority=priority, **fields)
 
     async def _do(self, what: str, verb: str, **fields: Any) -> None:
@@ -148,15 +150,49 @@ class SessionRoutes:
                 return
             raise
 
-    async def _clear(self) -> None:
-        """Take away what an earlier bridge of this netns left."""
+    async def _take_away_stale(self, index: int, addresses: set[str]) -> None:
+        """What an earlier bridge of this netns added and this one did not."""
         for family in _FAMILIES:
-            await self._ip.flush_routes(family=family, table=TABLE)
-            stale = [rule async for rule in await self._ip.rule("dump", family=family)]
-            for rule in stale:
-                priority = rule.get("priority") or 0
-                if PRIORITY_FIRST <= priority <= PRIORITY_LAST:
-                    await self._ip.rule("del", family=family, priority=priority)
+            standing = [_Rule.of(family, rule) async for rule in await self._ip.rule("dump", family=family)]
+            for rule in standing:
+                if PRIORITY_FIRST <= rule.priority <= PRIORITY_LAST and rule not in self._added:
+                    await self._do("rule", "del", family=family, **rule.fields())
+        own = [message async for message in await self._ip.addr("dump", index=index)]
+        for message in own:
+            address = message.get("local") or message.get("address")
+            if message["index"] == index and address not in addresses and not ip_address(address).is_link_local:
+                await self._do("addr", "del", index=index, address=address, prefixlen=message["prefixlen"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """All by which the kernel tells our rules apart."""
+
+    family: int
+    priority: int
+    action: int
+    dst: str | None
+    dst_len: int
+    table: int
+    fwmark: int
+    ip_proto: int
+    dport_range: str | None
+
+    @classmethod
+    def of(cls, family: int, fields: Any) -> Self:
+        """From what was asked for, or what the kernel lists; a field that is not there is 0."""
+        table = fields.get("table") if fields["action"] == _FR_ACT_TO_TBL else None
+        numbers = (fields.get("fwmark"), fields.get("ip_proto"))
+        mark, protocol = (number or 0 for number in numbers)
+        dst_len = fields.get("dst_len") or 0
+        dst = fields.get("dst") if dst_len else None
+        return cls(
+            family, fields.get("priority") or 0, fields["action"], dst, dst_len, table or 0, mark, protocol, fields.get("dport_range")
+        )
+
+    def fields(self) -> dict[str, Any]:
+        named = {name: getattr(self, name) for name in ("action", "dst", "dst_len", "table", "fwmark", "ip_proto", "dport_range")}
+        return {"priority": self.priority, **{name: value for name, value in named.items() if value}}
 
 
 def _write(path: str, value: str) -> None:

@@ -107,8 +107,8 @@ def hold_syns(tun: str, queue: int, loopback: tuple[int, ...] = ()) -> Hold | No
         _run(
             ["nft", "-f", "-"],
             f"table inet {HOLD_TABLE}\ndelete table inet {HOLD_TABLE}\n"
-            f"table inet {HOLD_TABLE} {{ chain hold {{ type filter hook output priority -150; policy accept;\n"
-            f'oifname "{tun}" {first_syn} queue num {queue}\n{mapped}}} }}\n',
+            f"table inet {HOLD_TABLE} {{\nchain hold {{\ntype filter hook output priority -150; policy accept;\n"
+            f'oifname "{tun}" {first_syn} queue num {queue}\n{mapped}}}\n}}\n',
         )
         return "nft"
     except KernelLacks as exc:

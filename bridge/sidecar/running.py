@@ -24,7 +24,8 @@ def main() -> int:
     """Serve until `stop` or SIGTERM. A bug ends the process with its traceback in the container's log; the netns stays closed."""
     level = logging.DEBUG if os.environ.get("MBRIDGE_LOG", "").lower() == "debug" else logging.INFO
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("asyncssh").setLevel(logging.WARNING)
+    for library in ("asyncssh", "asyncio", "pyroute2"):  # pyroute2 has several lines for each message of the kernel's
+        logging.getLogger(library).setLevel(logging.WARNING)
     _raise_limits()
     asyncio.run(_serve())
     return 0

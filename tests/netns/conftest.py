@@ -157,6 +157,10 @@ class Sentinel:
         self._sock.bind(("eth0", 0))
         self._sock.setblocking(False)
 
+    def settle(self) -> None:
+        """Wait for what is under way: a packet crosses a veth at once, repetitions of a SYN and neighbour look-ups take 1 s."""
+        threading.Event().wait(1.1)
+
     def strays(self) -> list[str]:
         """Packets since the last call whose destination is none of the developer's own network's."""
         found = []
@@ -231,7 +235,7 @@ class Host:
             if isinstance(message, kind) and fact(message):
                 return message
             if message is None:
-                raise EOFError("the bridge closed its door")
+                raise EOFError(f"the bridge closed its door: {(self._path.parent / 'bridge.log').read_text()[-3000:]}")
             if isinstance(message, door.Failed):
                 raise AssertionError(f"{message.error}: {message.message} ({message.hint})")
 
@@ -254,6 +258,7 @@ class World:
         self.hold = hold
         self.link = link
         self.agent: Agent | None = None
+        self.key = asyncssh.generate_private_key("ssh-ed25519")
         self.config = BridgeConfig("abcdef", "docker/orders", "KEY", "ssh-ed25519 AAAA", "00" * 8, rules, loopback)
         self.log = folder / "bridge.log"
         self._stack = contextlib.ExitStack()
@@ -311,7 +316,7 @@ class World:
         """An agent (a new one, if there was one) in the target."""
         if self.agent is not None:
             self.agent.close()
-        self.agent = Agent(self.tgt, self.folder, self.facts)
+        self.agent = Agent(self.tgt, self.folder, self.facts, self.key)
         self._stack.callback(self.agent.close)
         private_key, host_key, agent_id = self.agent.private_key, self.agent.host_key, self.agent.agent_id
         self.config = dataclasses.replace(self.config, private_key=private_key, host_key=host_key, agent_id=agent_id)
@@ -414,6 +419,7 @@ class World:
         threading.Thread(target=serve, daemon=True).start()
 
     def _serve_dns(self, netns: Netns, address: str, names: dict[str, str]) -> None:
+        self._serve_dns_over_tcp(netns, address, names)
         sock = netns.udp(address)
         sock.settimeout(None)
         sock.bind((address, 53))
@@ -430,6 +436,24 @@ class World:
 
         threading.Thread(target=serve, daemon=True).start()
 
+    def _serve_dns_over_tcp(self, netns: Netns, address: str, names: dict[str, str]) -> None:
+        listener = netns.listen(address, 53)
+        listener.settimeout(None)
+        self._stack.callback(listener.close)
+        self._stack.callback(_wake, listener)
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    sock, _ = listener.accept()
+                    with sock:
+                        sock.settimeout(5)
+                        size = int.from_bytes(sock.recv(2, socket.MSG_WAITALL), "big")
+                        answer = _answer(sock.recv(size, socket.MSG_WAITALL), names)
+                        sock.sendall(len(answer).to_bytes(2, "big") + answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+
     def close(self) -> None:
         self._stack.close()
 
@@ -437,8 +461,7 @@ class World:
 class Agent:
     """The real agent's process in the target's netns, with the target's /etc and host name."""
 
-    def __init__(self, netns: Netns, folder: Path, facts: Facts) -> None:
-        key = asyncssh.generate_private_key("ssh-ed25519")
+    def __init__(self, netns: Netns, folder: Path, facts: Facts, key: asyncssh.SSHKey) -> None:
         self.private_key = key.export_private_key().decode()
         self._netns = netns
         for name, text in (("agent-resolv.conf", facts.resolv_conf), ("agent-hosts", facts.hosts)):
