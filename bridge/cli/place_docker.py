@@ -396,8 +396,9 @@ class _Rest:
     async def take(self, size: int) -> bytes:
         taken = b""
         while len(taken) < size:
-            kind, data = await anext(self._chunks, (STDOUT, b""))
-            if not data:
+            try:
+                kind, data = await anext(self._chunks)
+            except StopAsyncIteration:  # anext's own default may be no tuple: a SystemError in CPython 3.11
                 break
             if kind != STDOUT:
                 raise LinkLost(f"the agent's door: {data.decode(errors='replace').strip()[-200:]}")

@@ -140,8 +140,7 @@ class Serving:
             found = await self._patiently_inspect(self._pause.name)
             if found is None or not found["State"]["Running"]:
                 break
-        hint = f"mbridge down {self._config.session}, then start anew"
-        raise HostError(f"the session's network is gone: container {self._pause.name} has ended", hint=hint)
+        raise HostError(f"the session's network is gone: container {self._pause.name} has ended", hint="start the session again")
 
     async def _patiently_inspect(self, name: str) -> dict[str, Any] | None:
         while True:
