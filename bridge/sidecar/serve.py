@@ -100,6 +100,8 @@ class Bridge:
                 raise _Stopped
         except* _Stopped:
             self._path.unlink(missing_ok=True)
+            if self._control is not None:
+                self._control.close()
 
     # The door
 

@@ -1,0 +1,76 @@
+"""`door control` and `door carrier` under exec: a process whose stdio is joined to the door."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+JOIN = """
+import sys
+from pathlib import Path
+from bridge.sidecar.door import join_stdio
+sys.exit(join_stdio(sys.argv[2:], Path(sys.argv[1])))
+"""
+
+
+@pytest.fixture
+def listener(tmp_path: Path):
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "door.sock"))
+        sock.listen()
+        sock.settimeout(10)
+        yield sock
+
+
+def _join(listener: socket.socket, *words: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", JOIN, listener.getsockname(), *words]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.getcwd()})
+
+
+def test_control_copies_both_ways_until_either_ends(listener: socket.socket) -> None:
+    with _join(listener, "control") as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        sock, _ = listener.accept()
+        with sock:
+            sock.settimeout(10)
+            assert sock.recv(100) == b'{"type": "control"}\n'
+            process.stdin.write(b"to the bridge\n")
+            process.stdin.flush()
+            assert sock.recv(100) == b"to the bridge\n"
+            sock.sendall(b"to the host\n")
+            assert process.stdout.readline() == b"to the host\n"
+        assert process.wait(10) == 0
+
+
+def test_a_carrier_hands_its_stdin_and_stdout_over(listener: socket.socket) -> None:
+    with _join(listener, "carrier", "12", "exec") as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        sock, _ = listener.accept()
+        with sock:
+            line, fds, _, _ = socket.recv_fds(sock, 4096, 2)
+            assert json.loads(line) == {"type": "carrier", "id": 12, "via": "exec"}
+            process.stdin.write(b"from the agent")
+            process.stdin.flush()
+            assert os.read(fds[0], 100) == b"from the agent"
+            os.write(fds[1], b"to the agent")
+            assert process.stdout.read(12) == b"to the agent"
+            for fd in fds:
+                os.close(fd)
+        assert process.wait(10) == 0
+
+
+def test_a_carrier_ends_when_the_far_end_of_its_stdout_is_gone(listener: socket.socket) -> None:
+    with _join(listener, "carrier", "12") as process:
+        assert process.stdout is not None
+        sock, _ = listener.accept()
+        with sock:
+            process.stdout.close()
+            assert process.wait(10) == 0
