@@ -79,9 +79,9 @@ class Wiring:
         return detached.start(wishes, ui)
 
     def forward(self, wish: SessionWish, forwards: Sequence[Forward], ui: Ui) -> int:
-        from bridge.cli.forward_session import forward
+        from bridge.cli import visit
 
-        return asyncio.run(forward(wish, forwards, ui))
+        return asyncio.run(visit.forward(wish, forwards, ui, ui.say))
 
     # -- sessions -------------------------------------------------------------------------------------------------------
 
