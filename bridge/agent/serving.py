@@ -20,9 +20,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -50,6 +52,7 @@ _BACKLOG = 64
 _PR_SET_DUMPABLE = 4
 _FLOWS_LIVE = 10 / 3  # 3 minutes become 10
 _CHECKS = 20  # of its life per ttl
+_ACCEPT_AGAIN_S = 0.5
 
 
 class Agent:
@@ -91,7 +94,7 @@ class Agent:
         if unix is not None:
             self._sockets.append(unix)
         for sock in self._sockets:
-            self._loop.add_reader(sock.fileno(), self._accept, sock)
+            self._listen_on(sock)
         self._check = self._loop.call_later(self._ttl_s / _CHECKS, self._check_life)
         return self
 
@@ -123,10 +126,17 @@ class Agent:
         if not self._linked:
             self._idle_since = self._loop.time()
 
+    def _listen_on(self, listener: socket.socket) -> None:
+        if listener.fileno() >= 0:
+            self._loop.add_reader(listener.fileno(), self._accept, listener)
+
     def _accept(self, listener: socket.socket) -> None:
         try:
             sock, _ = listener.accept()
-        except OSError:  # gone again, or too many files
+        except OSError as exc:
+            if exc.errno in (errno.EMFILE, errno.ENFILE):  # flows that end give descriptors back: look again then, not at once
+                self._loop.remove_reader(listener.fileno())
+                self._loop.call_later(_ACCEPT_AGAIN_S, self._listen_on, listener)
             return
         sock.setblocking(False)
         try:
@@ -211,8 +221,6 @@ class _Control:
                 raise RemoteProtocolError("control: the bridge said no hello")
             case control.Ask():
                 self._asking.on_ask(message)
-            case control.Told(text):
-                log.info("= bridge: %s", control.printable(text))
             case _:
                 log.debug("! the bridge sent what only an agent says")
 
@@ -289,6 +297,8 @@ class _Secret:
 
 def harden() -> None:
     """Before any secret exists."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a descriptor per flow and per association
     with contextlib.suppress(OSError):  # the kernel is to take us first, not the target; a read-only /proc is no reason to fail
         Path("/proc/self/oom_score_adj").write_text("1000")
     libc = ctypes.CDLL(None, use_errno=True)

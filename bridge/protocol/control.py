@@ -1,10 +1,9 @@
 """What bridge and agent say to each other beside the app's bytes: subsystem `mbridge-control`, JSON objects in frames.
 
     both          Hello      first, at once: protocol version, release, capabilities
-    agent         FactsTold  the target's network identity; again whenever it changes
+    agent         FactsTold  the target's network identity, after the bridge's Hello
     bridge        Ask        put one DNS message to a nameserver of the target's own
     agent         Answer     its answer, or the errno's name of why there is none
-    bridge        Told       free text for the agent's log (who is connected)
 
 Versions: two peers of one major version work together, whatever the minor: unknown message types and unknown fields are ignored,
 so a newer peer must not depend on an answer to what the older one cannot know (`Hello.capabilities` says what it can).
@@ -74,12 +73,7 @@ class Answer:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
-    text: str
-
-
-Message = Hello | FactsTold | Ask | Answer | Told
+Message = Hello | FactsTold | Ask | Answer
 
 
 def encode(message: Message) -> bytes:
@@ -93,8 +87,6 @@ def encode(message: Message) -> bytes:
             value = {"type": "ask", "id": number, "nameserver": nameserver, "query": _base64(query), "tcp": over_tcp}
         case Answer(number, answer, error):
             value = {"type": "answer", "id": number, "answer": _base64(answer), "error": error}
-        case Told(text):
-            value = {"type": "told", "text": text[:_MAX_TEXT]}
     return json.dumps(value, separators=(",", ":")).encode()
 
 
@@ -116,8 +108,6 @@ def decode(body: bytes) -> Message | None:
         case "answer":
             error = value.get("error")
             return Answer(_number(value), _bytes(value, "answer"), _text(value, "error") if error is not None else None)
-        case "told":
-            return Told(_text(value, "text"))
         case str():
             return None
         case _:

@@ -39,7 +39,7 @@ from bridge.errors import LinkLost
 from bridge.protocol.control import FlowRefused
 
 _MOST_WINDOW = 0xFFFFFFFF
-_MOST_REASON = 64
+_MOST_NAME = 20
 
 
 class Sink(Protocol):
@@ -221,7 +221,7 @@ class Channel:
         if opened is None:
             raise ProtocolError("channel not being opened")
         if not opened.done():
-            opened.set_exception(FlowRefused(reason[:_MOST_REASON]))
+            opened.set_exception(FlowRefused(_errno_name(reason)))
         self._gone()
 
     # packets of this channel
@@ -416,3 +416,9 @@ class Channel:
             if not reply.done():
                 reply.set_exception(LinkLost("the channel was closed before it answered"))
         self._replies.clear()
+
+
+def _errno_name(reason: str) -> str:
+    """What a refusal says, if it can be an errno's name: the text is the far side's."""
+    plain = reason.isascii() and reason.isalnum() and reason.isupper() and len(reason) <= _MOST_NAME
+    return reason if plain else "ECONNREFUSED"

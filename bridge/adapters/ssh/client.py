@@ -57,7 +57,7 @@ async def connect_ssh(transport: Startable, *, private_key: str, host_key: str, 
 
     def lost(exc: Exception | None) -> None:
         if not closed.done():
-            closed.set_result(str(exc) if exc else "closed")
+            closed.set_result(control.printable(str(exc)) if exc else "closed")
 
     options = asyncssh.SSHClientConnectionOptions(
         client_factory=lambda: _Owner(lost),
@@ -95,7 +95,7 @@ async def connect_ssh(transport: Startable, *, private_key: str, host_key: str, 
         connection.abort()
         raise LinkLost(f"the agent did not answer within {_CONNECT_S:.0f} s") from exc
     except (asyncssh.Error, OSError) as exc:
-        raise LinkLost(f"no SSH connection with the agent: {exc}") from exc
+        raise LinkLost(f"no SSH connection with the agent: {control.printable(str(exc))}") from exc
     except BaseException:
         connection.abort()
         raise

@@ -10,7 +10,7 @@ import asyncio
 from typing import Any, Protocol
 
 import asyncssh
-from asyncssh.constants import OPEN_ADMINISTRATIVELY_PROHIBITED
+from asyncssh.constants import OPEN_ADMINISTRATIVELY_PROHIBITED, OPEN_RESOURCE_SHORTAGE
 from asyncssh.packet import SSHPacket, String
 
 from bridge.adapters.ssh.channel import Channel
@@ -20,6 +20,7 @@ from bridge.adapters.ssh.windows import AGENT_LIMIT, Windows
 
 _LOGIN_S = 30
 _MOST_NAME = 255
+_MOST_CHANNELS = 8192  # services have closer bounds of their own
 _DIRECT = String(b"direct-tcpip")
 
 _windows = Windows(AGENT_LIMIT)
@@ -86,11 +87,16 @@ class _Connection(FastPath, asyncssh.SSHServerConnection):
             raise asyncssh.ChannelOpenError(OPEN_ADMINISTRATIVELY_PROHIBITED, "EINVAL") from None
         if not 0 < port < 65536 or not 0 < len(name) <= _MOST_NAME:
             raise asyncssh.ChannelOpenError(OPEN_ADMINISTRATIVELY_PROHIBITED, "EINVAL")
-        return Channel(self), lambda channel: self.services.dial(channel, name, port)
+        return self._new_channel(), lambda channel: self.services.dial(channel, name, port)
 
     def _process_session_open(self, packet: SSHPacket) -> Any:
         packet.check_end()
-        return Channel(self), lambda channel: channel.accept(_Requests(channel, self.services))
+        return self._new_channel(), lambda channel: channel.accept(_Requests(channel, self.services))
+
+    def _new_channel(self) -> Channel:
+        if len(self._channels) >= _MOST_CHANNELS:
+            raise asyncssh.ChannelOpenError(OPEN_RESOURCE_SHORTAGE, "ENOBUFS")
+        return Channel(self)
 
 
 class _Requests:

@@ -77,6 +77,18 @@ def test_a_refused_dial_tells_its_errno(errno_name: str) -> None:
     run(test())
 
 
+@pytest.mark.parametrize("text", ["\x1b[2Jgotcha", "Connection refused", "E" * 300, ""])
+def test_a_refusal_that_is_no_errno_is_told_as_one(text: str) -> None:
+    async def test() -> None:
+        async with Pair() as pair:
+            pair.far.refuse_all = text
+            with pytest.raises(FlowRefused) as caught:
+                await pair.ssh.open_flow("10.0.0.7", 1, ("172.18.0.3", 41512))
+            assert caught.value.errno_name == "ECONNREFUSED"
+
+    run(test())
+
+
 def test_a_reset_of_the_responder_is_a_reset_for_the_app() -> None:
     async def test() -> None:
         async with Pair() as pair:
