@@ -16,6 +16,7 @@ from bridge.adapters.docker.wire import STDERR, Hijacked
 from bridge.engine.up import untorn
 from bridge.errors import EngineUnavailable, HostError
 
+_GRACE_S = 10  # as docker stop
 _IMPATIENT = 3  # as docker run: the third signal that has no effect ends it
 
 
@@ -31,8 +32,11 @@ class AppProcess:
         tty: bool,
         attach: bool,
         write: Callable[[int, bytes], Awaitable[bool]] = terminal.write_all,
+        on_started: Callable[[], None] = lambda: None,
     ) -> None:
         self.running = False
+        self.started = False
+        self._on_started = on_started
         self._write = write
         self._engine, self._container = engine, container
         self._interactive, self._tty, self._attach = interactive, tty, attach
@@ -43,22 +47,30 @@ class AppProcess:
         stream = await self._engine.attach(self._container, stdin=self._interactive, tty=self._tty) if self._attach else None
         noted = asyncio.Event()
         loop = asyncio.get_running_loop()
-        waiting = loop.create_task(self._engine.wait(self._container, noted), name="app-wait")
+        # One that has been taken over may end before we ask: what does not run any more has an exit code too
+        condition = "not-running" if started_already else "next-exit"
+        waiting = loop.create_task(self._engine.wait(self._container, noted, condition), name="app-wait")
         output = loop.create_task(self._show(stream), name="app-output") if stream else None
         try:
             noting = loop.create_task(noted.wait(), name="app-noted")
             await asyncio.wait([waiting, noting], return_when=asyncio.FIRST_COMPLETED)
             noting.cancel()
             with self._terminal(stream) if stream else contextlib.nullcontext():
+                self.started = True  # before it is: what is cancelled half way must be stopped as well
                 if not started_already:
                     await untorn(self._engine.start(self._container), "start app")
                 self.running = True
+                self._on_started()
                 await self._resize()
                 code = await self._ended(waiting)
                 self.running = False
                 if output is not None:
                     await output
             return code
+        except asyncio.CancelledError:
+            if self.started:
+                await untorn(self._stop(output), "stop app", to_the_end=True)
+            raise
         finally:
             self.running = False
             waiting.cancel()
@@ -66,6 +78,17 @@ class AppProcess:
                 output.cancel()
             if stream is not None:
                 stream.close()
+
+    async def _stop(self, output: asyncio.Task[None] | None) -> None:
+        """We end it: it gets its stop signal and some time, as by `docker stop`, and its last words are still shown."""
+        with contextlib.suppress(HostError):
+            await self._engine.stop(self._container, _GRACE_S)
+            if output is not None:
+                await asyncio.wait([output], timeout=_GRACE_S)
+
+    async def kill(self) -> None:
+        with contextlib.suppress(HostError):
+            await self._engine.kill(self._container)
 
     async def _ended(self, waiting: asyncio.Task[int]) -> int:
         """The exit code, also where the engine was restarted meanwhile (live restore) and the wait was cut."""

@@ -9,7 +9,8 @@ configured with the agent's key and wires the netns; when it says `ready`, the a
                              └─ environment of the target ──────────┘
 
 A signal before the app runs cancels the start and undoes what was made; afterwards it is the app's (`run`), or ends the session
-(`up`). `up` takes over a session whose host process was killed: the same plan is applied again, and adopts what is there.
+(`up`; and `down`, by a signal of its own). `up` takes over a session whose host process was killed: the same plan is applied
+again, and adopts what is there.
 
 Limits: one session per call; several run side by side in tasks of one loop only with `handle_signals=False`.
 """
@@ -24,7 +25,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -52,8 +53,7 @@ from bridge.protocol import door as wire
 
 log = logging.getLogger(__name__)
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-_GRACE_S = 10  # as docker stop
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, sessions.END)
 _LINK_STATES = {"connected": "up", "connecting": "connecting", "reconnecting": "connecting", "failed": "down"}
 
 
@@ -148,6 +148,8 @@ class _Hosting:
             failures: list[up.Failure] = []
             try:
                 plan, adopted = await self._planned(found)
+                if adopted:
+                    self._made = list(plan.steps)  # all of it is ours to undo, whatever of it we come to apply again
                 self._folder.save(plan)
                 self._folder.write_status(self._status)
                 world = World(self._folder.id, self._engine, self._place, public_key)
@@ -155,7 +157,6 @@ class _Hosting:
             finally:
                 self._tell_state(State.STOPPING)
                 if self._made:
-                    await self._stop_app()
                     world = World(self._folder.id, self._engine, self._place)
                     failures = await up.undo(self._made, world)
                 if not failures:
@@ -212,12 +213,16 @@ class _Hosting:
                 step.done(f"{', '.join(ready.facts.addresses) or 'no address'} of {ready.facts.hostname}")
             if environ is not None:
                 await self._engine.put_files(by_role["bridge"].name, bodies.VOLUME_IN_BRIDGE, {bodies.ENVIRON_FILE: environ.result()})
-            self._tell_state(State.READY)
-            self._manner.on_ready(self._folder.id)
             app, attach = wish.app, self._manner.attach
             name = by_role["app"].name
             self._app = AppProcess(
-                self._engine, name, interactive=app.interactive and attach, tty=app.tty, attach=attach, write=self._manner.write
+                self._engine,
+                name,
+                interactive=app.interactive and attach,
+                tty=app.tty,
+                attach=attach,
+                write=self._manner.write,
+                on_started=self._on_started,
             )
             self._made.append(Start(name))
             self._ui.raw = app.tty and app.interactive and attach
@@ -229,6 +234,10 @@ class _Hosting:
             serve.cancel()
         return code
 
+    def _on_started(self) -> None:
+        self._tell_state(State.READY)
+        self._manner.on_ready(self._folder.id)
+
     async def _apply(self, what: str, steps: Sequence[Op], world: World) -> None:
         with self._ui.step(what) as step:
             await up.apply(steps, world, self._made)
@@ -239,12 +248,6 @@ class _Hosting:
         """The launcher's file: the target's own environment, less what is excluded, then what the user sets."""
         said = options.environment(self._wish.app, os.environb)
         return envfile({**choose(parse_environ(await self._place.environ()), self._wish.env), **said})
-
-    async def _stop_app(self) -> None:
-        """`up`: the app gets its stop signal and some time, as by `docker stop`. Elsewhere it has ended, or goes at once."""
-        if self._app is not None and self._app.running and self._manner.signals_end_it:
-            with contextlib.suppress(HostError):
-                await up.untorn(self._engine.stop(_app_name(self._wish, self._folder.id), _GRACE_S), "stop app", to_the_end=True)
 
     # what is told
 
@@ -291,13 +294,19 @@ class _Hosting:
                 loop.remove_signal_handler(number)
 
     def _on_signal(self, number: int) -> None:
-        if self._app is not None and self._app.running and not self._manner.signals_end_it:
-            task = asyncio.get_running_loop().create_task(self._app.on_signal(number), name="signal")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        app = self._app
+        if app is not None and app.running and not self._manner.signals_end_it and number != sessions.END and self._signal is None:
+            self._spawn(app.on_signal(number))
         elif self._signal is None and self._main is not None:
             self._signal = number
             self._main.cancel()
+        elif app is not None and app.started:  # a second one: no more time for the app
+            self._spawn(app.kill())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work, name="signal")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
 @contextlib.asynccontextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 from collections.abc import Callable
 from typing import Literal
 
@@ -17,10 +19,33 @@ async def ensure(engine: Engine, which: Literal["bridge", "agent"], progress: Ca
         loop = asyncio.get_running_loop()
 
         def say(line: str) -> None:
-            loop.call_soon_threadsafe(progress, line)
+            with contextlib.suppress(RuntimeError):  # as below
+                loop.call_soon_threadsafe(progress, line)
 
-        await asyncio.to_thread(_build, engine.endpoint, which, say)
+        await _in_daemon(lambda: _build(engine.endpoint, which, say))
     return name
+
+
+async def _in_daemon(work: Callable[[], None]) -> None:
+    """In a thread that the end of the process does not wait for: Ctrl-C ends a build, because its connection ends."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: BaseException | None) -> None:
+        if not done.done():
+            done.set_exception(error) if error is not None else done.set_result(None)
+
+    def run() -> None:
+        error: BaseException | None = None
+        try:
+            work()
+        except BaseException as exc:  # told to the task that waits
+            error = exc
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, error)
+
+    threading.Thread(target=run, name="image-build", daemon=True).start()
+    await done
 
 
 def _tag(which: Literal["bridge", "agent"]) -> str:

@@ -38,6 +38,7 @@ from bridge.model import plan as plans
 from bridge.model.plan import Plan
 from bridge.model.session import LinkStatus, SessionStatus, State
 
+END = signal.SIGUSR1  # `down` to a host process: others are passed on to the app; a process that does not know it yet ends by it
 _ID_LETTERS = 6
 _STOP_S = 30.0  # how long a host process may take to undo what it serves
 Say = Callable[[str], None]
@@ -251,8 +252,8 @@ async def _undo(plan: Plan, say: Say) -> None:
 
 
 async def _ended(folder: SessionFolder, pid: int) -> bool:
-    """The process undoes on SIGTERM; then it lets go of the lock."""
-    for sign, patience_s in ((signal.SIGTERM, _STOP_S), (signal.SIGKILL, 2.0)):
+    """The process undoes on END; then it lets go of the lock."""
+    for sign, patience_s in ((END, _STOP_S), (signal.SIGKILL, 2.0)):
         if pid > 0:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, sign)

@@ -11,13 +11,14 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from bridge.adapters import terminal
+from bridge.cli import sessions
 from bridge.cli.hosting import Manner, Teller, host
 from bridge.cli.ui import Ui
 from bridge.errors import BridgeError
 from bridge.model.wish import SessionWish
 
 _LINE_BYTES = 64 << 10
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, sessions.END)
 
 
 async def up_one(wish: SessionWish, ui: Ui, on_ready: Callable[[str], None] = lambda session: None) -> int:
