@@ -79,9 +79,9 @@ class Wiring:
         return detached.start(wishes, ui)
 
     def forward(self, wish: SessionWish, forwards: Sequence[Forward], ui: Ui) -> int:
-        from bridge.cli import visit
+        from bridge.cli.forward_session import forward
 
-        return asyncio.run(visit.forward(wish, forwards, ui, ui.say))
+        return asyncio.run(forward(wish, forwards, ui))
 
     # -- sessions -------------------------------------------------------------------------------------------------------
 
@@ -103,13 +103,15 @@ class Wiring:
         return asyncio.run(reading.show_logs(folder, parts, follow, tail, ui, self._engine_of(folder.id)))
 
     def _engine_of(self, session: str) -> Engine | None:
-        """The engine that a session's containers are on, by its plan; None before it had one."""
+        """The engine that a session's containers are on, by its plan; None before it had one, or where it has none."""
         from bridge.adapters.docker.endpoint import Endpoint
         from bridge.adapters.docker.engine import Engine
         from bridge.cli import sessions
 
         plan = sessions.find(session).plan()
-        return Engine(Endpoint.from_json(plan.engine)) if plan else None
+        # A forward has containers beside its target alone, so only its place is known.
+        endpoint = (plan.engine or plan.place.get("endpoint")) if plan else None
+        return Engine(Endpoint.from_json(endpoint)) if endpoint else None
 
     def records(self) -> dict[str, str]:
         """Plans, statuses and logs of all sessions, by file name, for `diagnose`; not redacted."""

@@ -11,6 +11,7 @@ from bridge.cli import sessions
 from bridge.cli.main import Caller, run
 from bridge.cli.ui import Ui
 from bridge.cli.wiring import Wiring
+from bridge.model.plan import Plan
 from tests.unit.cli.fakes import Ran, Stream, status
 
 
@@ -61,6 +62,16 @@ def test_A34_down_removes_what_a_dead_session_left_and_twice_is_fine() -> None:
     assert mbridge("down").code == 0
     assert sessions.all_sessions() == []
     assert mbridge("down").code == 0
+
+
+@pytest.mark.parametrize("where", [{}, {"endpoint": {"url": "unix:///nowhere/at/all.sock"}}])
+def test_logs_of_a_forward_which_has_no_engine_of_its_own(where: dict[str, object]) -> None:
+    folder = session()
+    folder.save(Plan("kqzwtb", "docker/x", "forward", "", {}, where))
+    folder.log.write_text("INFO linked\n")
+    ran = mbridge("logs", "--part", "host")
+    assert (ran.code, ran.out) == (0, "host | INFO linked\n")
+    assert mbridge("logs", "--part", "agent").code == (3 if where else 0)
 
 
 def test_diagnose_takes_the_records_of_all_sessions() -> None:

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from bridge.cli.cmd_forward import Forward
-from bridge.cli.visit import _Link, listen
+from bridge.cli.forwarding import listen, serve, until_ended
 from bridge.engine.needs import FlowRefused
-from bridge.errors import HostError
-from bridge.model.facts import AgentIdentity
+from bridge.errors import HostError, LinkLost
 
 
 class Echo:
@@ -53,19 +52,16 @@ class Agent:
 
 
 @contextlib.asynccontextmanager
-async def forwarded(agent: Agent) -> AsyncIterator[int]:
-    wanted = Forward("127.0.0.1", 0, "db", 5432)
-    listener = listen(wanted)
+async def forwarded(agent: Any, host: str = "127.0.0.1") -> AsyncIterator[int]:
+    listener = listen(Forward(host, 0, "db", 5432))
     async with asyncio.timeout(5), asyncio.TaskGroup() as group:
-        link = _Link(None, "", "", AgentIdentity("0" * 16, "", 1, "agent"), group, lambda status: None)  # type: ignore[arg-type]  # no place
-        link.supervisor = agent  # type: ignore[assignment]  # dials as it is told
+        task = group.create_task(serve([listener], agent))
         try:
-            link.serve(listener, wanted)
-            yield listener.getsockname()[1]
+            yield listener.forward.listen_port
         finally:
-            listener.close()
-            for task in asyncio.all_tasks() - {asyncio.current_task()}:
-                task.cancel()
+            task.cancel()
+            for sock in listener.socks:
+                sock.close()
 
 
 def test_a_connection_here_is_one_of_the_targets_both_ways_to_its_end() -> None:
@@ -105,15 +101,35 @@ def test_a_refused_dial_resets_the_connection_and_the_next_one_is_served() -> No
 
 def test_a_port_that_is_taken_is_said_before_anything_is_made() -> None:
     first = listen(Forward("127.0.0.1", 0, "db", 1))
-    port = first.getsockname()[1]
     try:
-        with pytest.raises(HostError, match=f"cannot listen on 127.0.0.1:{port}: address already in use") as caught:
-            listen(Forward("127.0.0.1", port, "db", 1))
+        with pytest.raises(HostError, match=f"cannot listen on 127.0.0.1:{first.forward.listen_port}: address already in use") as caught:
+            listen(first.forward)
         assert caught.value.hint is not None
     finally:
-        first.close()
+        first.socks[0].close()
 
 
 def test_an_address_that_is_not_this_machines_is_said() -> None:
     with pytest.raises(HostError, match=r"cannot listen on 192\.0\.2\.1"):
         listen(Forward("192.0.2.1", 0, "db", 1))
+
+
+def test_the_link_and_its_work_end_together() -> None:
+    async def run() -> list[str]:
+        ended = []
+
+        async def forever(name: str) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append(name)
+
+        async def fails() -> None:
+            raise LinkLost("the agent is gone")
+
+        with pytest.raises(LinkLost, match="the agent is gone"):
+            await until_ended(fails(), lambda: forever("work"))
+        await until_ended(forever("link"), lambda: asyncio.sleep(0))
+        return ended
+
+    assert asyncio.run(run()) in (["work", "link"], ["link"])

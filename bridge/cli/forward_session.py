@@ -1,0 +1,160 @@
+"""A `forward` from its agent to its undo: a session like any other, without containers on this side.
+
+It has a folder, a journal and a status, so `mbridge status` shows it and `mbridge down` undoes it after a kill -9.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from bridge.adapters.resumable import ResumableTransport
+from bridge.adapters.ssh import connect_ssh
+from bridge.cli import forwarding, places, session_log, sessions
+from bridge.cli.cmd_forward import Forward
+from bridge.cli.several import ended_by_signals
+from bridge.cli.ui import Ui
+from bridge.cli.world import World
+from bridge.engine import up
+from bridge.engine.needs import Place
+from bridge.engine.supervisor import Supervisor
+from bridge.engine.up import untorn
+from bridge.errors import AgentFailed, BridgeError
+from bridge.model.facts import AgentIdentity
+from bridge.model.plan import Agent, Op, Plan
+from bridge.model.session import LinkStatus, SessionStatus, State
+from bridge.model.wish import SessionWish
+from bridge.protocol.door import LinkStatus as DoorLinkStatus
+
+log = logging.getLogger(__name__)
+
+_LINK_STATES = {"connected": "up", "connecting": "connecting", "reconnecting": "connecting", "failed": "down"}
+
+
+async def forward(wish: SessionWish, forwards: Sequence[Forward], ui: Ui) -> int:
+    """Forward until a signal; 0 then. Raises BridgeError, CleanupError with what is left."""
+    listeners = [forwarding.listen(one) for one in forwards]
+    folder = sessions.new()
+    place = places.place_of(wish, folder.id)
+    with ui.step("target") as step:
+        step.done((await place.find()).where)
+    plan = Plan(folder.id, str(wish.target), "forward", "", {}, places.to_json(wish), (Agent(str(wish.target)),))
+    private_key, public_key = sessions.key_pair()
+    made: list[Op] = []
+    async with ended_by_signals():
+        with folder.lock(), session_log.to_file(folder.log):
+            folder.save(plan)
+            world = World(folder.id, None, place, public_key)
+            try:
+                with ui.step("agent") as step:
+                    await up.apply(plan.steps, world, made)
+                    assert world.agent is not None  # the step brought it
+                    step.done(world.agent.name)
+                link = _Linked(folder, wish, place, world.agent, private_key, public_key, listeners)
+                await forwarding.until_ended(link.supervisor.run(), lambda: link.serve(ui))
+            finally:
+                failures = await up.undo(made, world)
+                if not failures:
+                    folder.forget()
+            if failures:
+                raise up.what_is_left(folder.id, failures)
+    return 0
+
+
+class _Linked:
+    """The link of one forward and what its supervisor asks of this process."""
+
+    def __init__(
+        self,
+        folder: sessions.SessionFolder,
+        wish: SessionWish,
+        place: Place,
+        agent: AgentIdentity,
+        private_key: str,
+        public_key: str,
+        listeners: Sequence[forwarding.Listener],
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self._folder, self._place, self._agent, self._public_key, self._listeners = folder, place, agent, public_key, listeners
+        self._dials: set[asyncio.Task[None]] = set()
+        self._remaking = asyncio.Lock()
+        ports = tuple(str(one.forward) for one in listeners)
+        self._status = SessionStatus(
+            folder.id, str(wish.target), State.STARTING, sessions.now(), agent=agent.name, ports=ports, app="forward"
+        )
+        folder.write_status(self._status)
+        self.supervisor = Supervisor(
+            private_key=private_key,
+            host_key=agent.host_key,
+            agent_id=agent.agent_id,
+            dial=self._dial,
+            on_status=self._on_status,
+            make_transport=lambda: ResumableTransport.client(loop),
+            connect_ssh=connect_ssh,
+            now=time.time,
+            random=random.random,
+        )
+
+    async def serve(self, ui: Ui) -> None:
+        """Until cancelled; stops the link in order, so that the agent need not wait for anybody."""
+        try:
+            with ui.step("link") as step:
+                facts = await self.supervisor.facts()
+                step.done(f"{', '.join(facts.addresses) or 'no address'} of {facts.hostname}")
+            for listener in self._listeners:
+                ui.say(str(listener.forward))
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._watch(), name="target")
+                group.create_task(forwarding.serve(self._listeners, self.supervisor), name="forwards")
+        finally:
+            for task in self._dials:
+                task.cancel()
+            await self.supervisor.stop()
+
+    async def _watch(self) -> None:
+        """A target that was restarted has lost its agent: the next is made at once, not when a dial fails."""
+        async for change in self._place.watch():
+            log.info("= target %s: %s", change.kind, change.why)
+            if change.kind == "moved":
+                await self._remake(self._agent)
+
+    def _dial(self, number: int, avoid: Sequence[str]) -> None:
+        task = asyncio.get_running_loop().create_task(self._bring(number, avoid), name=f"dial-{number}")
+        self._dials.add(task)
+        task.add_done_callback(self._dials.discard)
+
+    async def _bring(self, number: int, avoid: Sequence[str]) -> None:
+        agent = self._agent
+        try:
+            via, sock = await self._place.dial(agent, avoid)
+        except (BridgeError, OSError) as error:
+            self.supervisor.carrier_failed(number, getattr(error, "message", str(error)), False)
+            if isinstance(error, AgentFailed):
+                await self._remake(agent)
+        else:
+            self.supervisor.carrier(number, via, (sock.detach(),))
+
+    async def _remake(self, broken: AgentIdentity) -> None:
+        """A new agent in place of `broken`, unless another task has made it meanwhile."""
+        async with self._remaking:
+            if self._agent is not broken:
+                return
+            try:
+                self._agent = await untorn(self._place.start_agent(self._public_key, log.info), "make agent anew")
+            except BridgeError as error:  # the target may be stopped: the next dial tries again
+                log.warning("! the agent cannot be made anew: %s", error.message)
+            else:
+                self.supervisor.agent_changed(self._agent.host_key, self._agent.agent_id)
+
+    def _on_status(self, told: DoorLinkStatus) -> None:
+        since = datetime.fromtimestamp(told.since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        state = State.READY if told.state == "connected" else State.STARTING if told.state == "connecting" else State.RECONNECTING
+        self._status = replace(self._status, link=LinkStatus(told.via, _LINK_STATES[told.state], since))
+        if state is not self._status.state:
+            self._status = self._status.changed(state, sessions.now(), told.why)
+        self._folder.write_status(self._status)
