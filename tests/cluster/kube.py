@@ -5,17 +5,24 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shlex
+import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import docker
+import docker.errors
+from docker.models.containers import Container
+
 from bridge.cli.place_kube import KubePlace
 from bridge.model.target import parse_target
 from bridge.model.wish import AppWish, SessionWish
+from tests.lab.boxes import Box, Cli
 
 HERE = Path(__file__).parent
 TOOL = HERE / "cluster"
@@ -60,6 +67,11 @@ class Namespace:
         whole = {"namespace": self.name, "kubeconfig": str(self.cluster.kubeconfig), **wish}
         asked = SessionWish(parse_target(target), AppWish("none"), **whole)
         return KubePlace(asked, session, "tests", state or self.state, self.agent_image)
+
+    @property
+    def cli(self) -> Cli:
+        """`mbridge` of this test's user, who has nothing but a kubeconfig."""
+        return Cli(self.state, {"KUBECONFIG": str(self.cluster.kubeconfig)})
 
     def kubectl(self, *words: str, stdin: str | None = None, check: bool = True) -> str:
         return self.cluster.kubectl("-n", self.name, *words, stdin=stdin, check=check)
@@ -127,3 +139,69 @@ def workload(kind: str, name: str, pod: Json | None = None, **spec: Any) -> Json
 def service(name: str, selector: Json | None = None, **spec: Any) -> Json:
     chosen = {} if "externalName" in spec else {"selector": selector or {"app": name}}
     return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": {"ports": [{"port": 8080}], **chosen, **spec}}
+
+
+@dataclass
+class App(Box):
+    """A bridged app that sleeps; `python` runs a program beside it, in its namespaces."""
+
+    cli: Cli
+    process: subprocess.Popen[bytes]
+
+    def python(self, program: str, limit_s: float = 30) -> Any:
+        """What `program` prints, as JSON."""
+        ran = self.run("python3", "-c", program, limit_s=limit_s)
+        assert ran.code == 0, f"code {ran.code}: {ran.err[-2000:]}"
+        return json.loads(ran.out)
+
+    def asks(self, host: str, port: int = 8080) -> Json:
+        """The JSON line that target.py says first, and the socket's own name."""
+        return self.python(f"""
+import json, socket
+with socket.create_connection(({host!r}, {port}), timeout=10) as sock:
+    answer = json.loads(sock.makefile("rb").readline())
+    print(json.dumps(answer | {{"sockname": sock.getsockname()[0]}}))""")
+
+    def status(self) -> Json:
+        session = self.container.labels["mbridge.session"]
+        return next(one for one in self.cli.status() if one["id"] == session)
+
+
+# As process 1 a plain sleep would ignore the signal that ends the session.
+_IDLE = ("sh", "-c", "trap 'exit 0' TERM; sleep infinity & wait")
+
+
+@contextlib.contextmanager
+def bridged(namespace: Namespace, target: str, *options: str, cli: Cli | None = None) -> Iterator[App]:
+    """`mbridge run` in the background, until its app runs."""
+    cli = cli or namespace.cli
+    name = f"mbt-{secrets.token_hex(4)}"
+    words = ("run", "--name", name, "-n", namespace.name, *options, target, TARGET_IMAGE, *_IDLE)
+    process = cli.start(*words)
+    client = docker.from_env()
+    try:
+        yield App(_started(client, name, process), cli, process)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+        cli.run("down", "--all", limit_s=60)
+        client.close()
+
+
+def _started(client: docker.DockerClient, name: str, process: subprocess.Popen[bytes]) -> Container:
+    deadline = time.monotonic() + 40
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            _, err = process.communicate()
+            raise AssertionError(f"mbridge run ended with {process.returncode}: {err.decode(errors='replace')[-3000:]}")
+        with contextlib.suppress(docker.errors.NotFound):
+            container = client.containers.get(name)
+            if container.status == "running":
+                return container
+        time.sleep(0.05)
+    raise AssertionError("mbridge run: the app did not start in 40 s")

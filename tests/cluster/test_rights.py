@@ -1,0 +1,128 @@
+"""K6, K7, K23: the Role that `doctor --role` prints is enough, and each verb that is taken away is named by the error and by doctor."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bridge.cli.kube_doctor import cluster_checks
+from bridge.errors import BridgeError, Forbidden
+from bridge.model.rights import Right, needed, role
+from bridge.model.target import parse_target
+from bridge.model.wish import AppWish, SessionWish
+from tests.cluster.kube import PUBLIC_KEY, Namespace, ended
+
+TARGET = "deploy/web"
+NEEDED = needed(parse_target(TARGET))
+LEAST = tuple(right for right in NEEDED if right.without is None)
+
+
+def user_with(namespace: Namespace, rights: tuple[Right, ...], folder: Path) -> str:
+    """A kubeconfig of a ServiceAccount that has these rights in its namespace and no other anywhere."""
+    namespace.kubectl("create", "serviceaccount", "dev", check=False)
+    namespace.kubectl("delete", "role,rolebinding", "mbridge", "--ignore-not-found")
+    namespace.kubectl("apply", "-f", "-", stdin=role(rights, namespace.name))
+    namespace.kubectl("create", "rolebinding", "mbridge", "--role=mbridge", f"--serviceaccount={namespace.name}:dev")
+    token = namespace.kubectl("create", "token", "dev").strip()
+    value = json.loads(namespace.cluster.kubeconfig.read_text())
+    value["users"] = [{"name": value["users"][0]["name"], "user": {"token": token}}]
+    file = folder / "dev.conf"
+    file.write_text(json.dumps(value))
+    return str(file)
+
+
+def whole_start(namespace: Namespace, kubeconfig: str, target: str = TARGET, **wish: str) -> tuple[bytes, list[str]]:
+    async def start() -> tuple[bytes, list[str]]:
+        async with ended(namespace.place(target, kubeconfig=kubeconfig, **wish)) as place:
+            await place.find()
+            agent = await place.start_agent(PUBLIC_KEY, lambda _: None)
+            (await place.dial(agent, ()))[1].close()
+            return await place.environ(), place.warnings
+
+    return asyncio.run(start())
+
+
+def doctor(namespace: Namespace, kubeconfig: str) -> dict[str, str]:
+    """What it finds fault with: name of the check -> its words."""
+    wish = SessionWish(parse_target(TARGET), AppWish("none"), namespace=namespace.name, kubeconfig=kubeconfig)
+
+    async def look() -> dict[str, str]:
+        return {check.name: check.what async for check in cluster_checks(wish) if check.good is not True}
+
+    return asyncio.run(look())
+
+
+def test_K06_K07_the_documented_role_in_one_namespace_is_enough_for_a_whole_start(namespace: Namespace, tmp_path: Path) -> None:
+    namespace.workload()
+    kubeconfig = user_with(namespace, NEEDED, tmp_path)
+    environ, warnings = whole_start(namespace, kubeconfig)
+    assert b"FROM_IMAGE=image" in environ
+    assert not warnings
+    assert not doctor(namespace, kubeconfig)
+
+
+def test_K06_without_what_is_optional_a_session_works_and_says_what_is_lost(namespace: Namespace, tmp_path: Path) -> None:
+    namespace.workload()
+    kubeconfig = user_with(namespace, LEAST, tmp_path)
+    environ, warnings = whole_start(namespace, kubeconfig)
+    assert b"FROM_SPEC=a\nb\0" in environ
+    assert b"FROM_IMAGE" not in environ
+    assert any("pods/exec" in warning for warning in warnings)
+    assert "watch pods" in doctor(namespace, kubeconfig)["rights"] or "get pods/exec" in doctor(namespace, kubeconfig)["rights"]
+
+
+@pytest.mark.parametrize("missing", [right for right in LEAST if right.resource != "pods/portforward"], ids=str)
+def test_K06_each_needed_verb_that_is_taken_away_is_named_by_the_error_and_by_doctor(
+    namespace: Namespace, tmp_path: Path, missing: Right
+) -> None:
+    namespace.workload()
+    kubeconfig = user_with(namespace, tuple(right for right in NEEDED if right != missing), tmp_path)
+    if missing.verb == "get" and missing.resource == "pods":
+        return  # `watch pods`, which is among the others, serves as well; doctor still asks for it
+    with pytest.raises(Forbidden) as caught:
+        whole_start(namespace, kubeconfig)
+    assert (caught.value.verb, caught.value.resource, caught.value.namespace) == (missing.verb, missing.resource, namespace.name)
+    assert str(missing) in doctor(namespace, kubeconfig)["rights"]
+
+
+@pytest.mark.parametrize("verbs", [("get",), ("create",), ("get", "create")], ids="+".join)
+def test_K23_port_forward_with_only_get_only_create_or_both(namespace: Namespace, tmp_path: Path, verbs: tuple[str, ...]) -> None:
+    """A WebSocket is a GET: servers up to 1.34 ask for get, later ones for create. What lacks is named as the server names it."""
+    namespace.workload()
+    rights = tuple(r for r in NEEDED if r.resource != "pods/exec" and (r.resource != "pods/portforward" or r.verb in verbs))
+    kubeconfig = user_with(namespace, rights, tmp_path)
+    refused: Forbidden | None = None
+    try:
+        whole_start(namespace, kubeconfig, via="port-forward")
+    except Forbidden as error:
+        refused = error
+    if refused is None:
+        assert "get" in verbs or verbs == ("create",)
+    else:
+        assert len(verbs) == 1, "both together are enough for every server"
+        assert refused.resource == "pods/portforward"
+        assert refused.verb not in verbs
+
+
+def test_K23_exec_takes_over_where_port_forward_is_forbidden(namespace: Namespace, tmp_path: Path) -> None:
+    namespace.workload()
+    kubeconfig = user_with(namespace, tuple(right for right in NEEDED if right.resource != "pods/portforward"), tmp_path)
+    assert whole_start(namespace, kubeconfig)[0]
+
+
+def test_K06_targetless_asks_for_pods_alone(namespace: Namespace, tmp_path: Path) -> None:
+    rights = tuple(right for right in needed(parse_target("targetless")) if right.without is None)
+    assert not any("ephemeral" in right.resource for right in rights)
+    whole_start(namespace, user_with(namespace, rights, tmp_path), "targetless")
+
+
+def test_K06_a_user_without_any_right_is_told_the_first_verb(namespace: Namespace, tmp_path: Path) -> None:
+    namespace.workload()
+    kubeconfig = user_with(namespace, (replace(LEAST[0], resource="pods/status"),), tmp_path)
+    with pytest.raises(BridgeError, match=f"not allowed to get deployments in namespace '{namespace.name}'") as caught:
+        whole_start(namespace, kubeconfig)
+    assert caught.value.hint == f"kubectl auth can-i get deployments -n {namespace.name}"

@@ -1,0 +1,161 @@
+"""The user's line, from end to end: what an app sees that `mbridge run` has bridged to a pod. K3 to K5, K17, K19, and A1 to A3, A14, A15,
+A18, A24 to A26, A31 to A35 as a pod gives them; tests/cluster/test_shared.py has the rest of A."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.kube import TARGET_IMAGE, App, Namespace, bridged, service, workload
+
+
+def ip_of(pod: dict[str, object], version: int = 4) -> str:
+    status = pod["status"]
+    assert isinstance(status, dict)
+    return next(str(one["ip"]) for one in status["podIPs"] if (":" in one["ip"]) == (version == 6))
+
+
+def test_K03_the_users_line_runs_a_program_as_if_it_were_in_the_pod(namespace: Namespace) -> None:
+    namespace.workload("Deployment", "orders")
+    namespace.workload("Deployment", "peer")
+    namespace.apply(service("peer"))
+    (before,) = namespace.pods("app=orders")
+    program = "import socket; s = socket.create_connection(('peer', 8080)); print(s.makefile().readline(), end='')"
+    done = namespace.cli.run("run", "deploy/orders", "-n", namespace.name, TARGET_IMAGE, "python3", "-c", program)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    (after,) = namespace.pods("app=orders")
+    assert answer["host"].startswith("peer-")
+    assert answer["peer"] == ip_of(before), "the peer sees the pod's own address"
+    assert after["status"]["containerStatuses"] == before["status"]["containerStatuses"]
+
+
+@pytest.fixture(params=["auto", "exec", "direct"])
+def app(request: pytest.FixtureRequest, namespace: Namespace) -> Iterator[App]:
+    """Bridged to deploy/web, with deploy/peer beside it; once by each carrier."""
+    namespace.apply(workload("Deployment", "peer", {"hostname": "fixed", "subdomain": "headless"}))
+    namespace.apply(service("peer", ipFamilyPolicy="PreferDualStack"), service("headless", {"app": "peer"}, clusterIP="None"))
+    namespace.apply(service("other", type="ExternalName", externalName=f"peer.{namespace.name}.svc.cluster.local"))
+    namespace.workload("Deployment", "web")
+    namespace.ready("app=peer")
+    with bridged(namespace, "deploy/web", "--via", request.param) as app:
+        yield app
+
+
+def test_K04_K17_what_a_pod_reaches_by_name_and_address_the_app_reaches(namespace: Namespace, app: App) -> None:
+    """One test for all names, since each start of a session is a second."""
+    (web,), (peer,) = namespace.pods("app=web"), namespace.pods("app=peer")
+    cluster_ips = namespace.get("service", "peer")["spec"]["clusterIPs"]
+    whole = f"{namespace.name}.svc.cluster.local"
+    names = ["peer", f"peer.{namespace.name}", f"peer.{whole}", f"peer.{whole}.", "headless", "other", f"fixed.headless.{whole}"]
+    for name in [*names, *cluster_ips, ip_of(peer), ip_of(peer, 6)]:
+        answer = app.asks(name)
+        own = ip_of(web, 6 if ":" in answer["peer"] else 4)
+        assert answer["peer"] == own, name
+        assert answer["sockname"] == own, name
+
+
+def test_A03_A14_A15_A25_A26_errors_datagrams_and_records_are_a_pods(namespace: Namespace, app: App) -> None:
+    (web,), (peer,) = namespace.pods("app=web"), namespace.pods("app=peer")
+    seen = app.python(f"""
+import json, socket, time
+seen = {{}}
+began = time.monotonic()
+try:
+    socket.create_connection(({ip_of(peer)!r}, 9), 5)
+except OSError as error:
+    seen["closed"] = [type(error).__name__, time.monotonic() - began]
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); udp.settimeout(5)
+udp.sendto(b"x" * 1400, ("headless", 8080))
+data, source = udp.recvfrom(65536)
+seen["udp"] = [json.loads(data), source[0]]
+udp.connect(({ip_of(peer)!r}, 9)); udp.send(b"x")
+try:
+    udp.recv(1)
+except OSError as error:
+    seen["udp closed"] = type(error).__name__
+try:
+    socket.getaddrinfo("nothing.{namespace.name}.svc.cluster.local", 80)
+except socket.gaierror as error:
+    seen["nothing"] = error.errno == socket.EAI_NONAME
+print(json.dumps(seen))""")
+    assert seen["closed"][0] == "ConnectionRefusedError"
+    assert seen["closed"][1] < 1
+    assert seen["udp"][0]["peer"] == ip_of(web)
+    assert seen["udp"][0]["bytes"] == 1400
+    assert seen["udp closed"] == "ConnectionRefusedError"
+    assert seen["nothing"] is True
+
+
+def test_K04_the_api_server_sees_nobody_of_the_developers(namespace: Namespace) -> None:
+    namespace.workload()
+    with bridged(namespace, "deploy/web") as app:
+        answer = app.python("""
+import json, ssl, urllib.error, urllib.request
+context = ssl._create_unverified_context()
+try:
+    urllib.request.urlopen("https://kubernetes.default/api/v1/secrets", context=context, timeout=10)
+except urllib.error.HTTPError as error:
+    print(error.read().decode())""")
+    assert answer["code"] == 403
+    assert 'User "system:anonymous"' in answer["message"]
+
+
+def test_A31_A32_A33_environment_hostname_and_exit_code_are_as_in_the_pod(namespace: Namespace) -> None:
+    namespace.workload()
+    (pod,) = namespace.pods("app=web")
+    program = "import json, os, socket; print(json.dumps([dict(os.environ), socket.gethostname(), open('/etc/hostname').read()])); exit(7)"
+    done = namespace.cli.run("run", "deploy/web", "-n", namespace.name, "-e", "MINE=1", TARGET_IMAGE, "python3", "-c", program)
+    assert done.returncode == 7
+    environ, hostname, file = json.loads(done.stdout)
+    assert environ["FROM_SPEC"] == "a\nb"
+    assert environ["KUBERNETES_SERVICE_HOST"]
+    assert environ["MINE"] == "1"
+    assert hostname == file.strip() == pod["metadata"]["name"]
+
+
+def test_A18_a_mapped_port_reaches_the_pods_loopback_and_all_others_stay_the_apps(namespace: Namespace, tmp_path: Path) -> None:
+    namespace.workload()
+    (pod,) = namespace.pods("app=web")
+    settings = tmp_path / "mbridge.yaml"
+    settings.write_text("outgoing: {loopback: [9092]}")
+    with bridged(namespace, "deploy/web", "--config", str(settings)) as app:
+        assert app.asks("127.0.0.1", 9092)["host"] == pod["metadata"]["name"]
+        assert app.run("python3", "-c", "import socket; socket.create_connection(('127.0.0.1', 8080))").code != 0
+
+
+def test_A35_two_sessions_share_one_agent_and_end_apart(namespace: Namespace) -> None:
+    namespace.workload()
+    namespace.workload("Deployment", "peer")
+    (peer,) = namespace.pods("app=peer")
+    with bridged(namespace, "deploy/web") as first:
+        second = namespace.cli.run("run", "deploy/web", "-n", namespace.name, TARGET_IMAGE, "true")
+        assert second.returncode == 0, second.stderr
+        assert first.asks(ip_of(peer))["host"] == peer["metadata"]["name"]
+        (pod,) = namespace.pods("app=web")
+        assert len(pod["spec"]["ephemeralContainers"]) == 1
+
+
+def test_K02_a_targetless_session_reaches_the_namespace_and_leaves_no_pod(namespace: Namespace) -> None:
+    namespace.workload()
+    namespace.apply(service("web"))
+    program = "import socket; s = socket.create_connection(('web', 8080)); print(s.makefile().readline(), end='')"
+    done = namespace.cli.run("run", "targetless", "-n", namespace.name, TARGET_IMAGE, "python3", "-c", program)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["host"].startswith("web-")
+    namespace.until("no helper pod", lambda: not namespace.pods("mbridge.role=agent"))
+
+
+def test_a_failure_before_the_app_is_one_line_a_hint_and_125(namespace: Namespace) -> None:
+    namespace.workload()
+    began = time.monotonic()
+    done = namespace.cli.run("run", "deploy/wbe", "-n", namespace.name, TARGET_IMAGE, "true")
+    assert done.returncode == 125
+    assert f"mbridge: error: deploy/wbe not found in namespace '{namespace.name}'" in done.stderr
+    assert "mbridge: hint: did you mean deploy/web" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - began < 5
