@@ -52,6 +52,7 @@ async def forward(wish: SessionWish, forwards: Sequence[Forward], ui: Ui) -> int
             world = World(folder.id, None, place, public_key)
             try:
                 with ui.step("agent") as step:
+                    world.progress = step.now
                     await up.apply(plan.steps, world, made)
                     assert world.agent is not None  # the step brought it
                     step.done(world.agent.name)

@@ -240,6 +240,8 @@ class _Hosting:
 
     async def _apply(self, what: str, steps: Sequence[Op], world: World) -> None:
         with self._ui.step(what) as step:
+            if what == "agent":
+                world.progress = step.now  # its image may have to be built or pulled first
             await up.apply(steps, world, self._made)
             if what == "agent" and world.agent is not None:
                 step.done(world.agent.name)
@@ -377,6 +379,7 @@ def _plan(
         return bodies.labels(session, role, sessions.owner())
 
     aliases = (app_name,) if app.name else ()
+    run = folder.run if engine.endpoint.is_unix else None  # elsewhere the engine has other files than we
     steps: list[Op] = [
         Folder(str(folder.run), 0o777),  # behind a 0700 folder: the engine's root may be another user than we
         Agent(str(wish.target)),
@@ -385,7 +388,7 @@ def _plan(
             "pause", pause_name, bodies.pause(image, app, found.hostname, marks("pause"), aliases), tuple(app.networks[1:]), aliases
         ),
         Start(pause_name),
-        Container("bridge", bridge_name, bodies.bridge(image, pause_name, volume, folder.run, marks("bridge"))),
+        Container("bridge", bridge_name, bodies.bridge(image, pause_name, volume, run, marks("bridge"))),
         Start(bridge_name),
         Container("app", app_name, bodies.app(app, app_image, pause_name, volume, marks("app")), platform=app.platform),
         Start(app_name),

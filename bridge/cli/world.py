@@ -30,7 +30,7 @@ class World:
     def __init__(self, session: str, engine: Engine | None, place: Place, public_key: str = "", progress: Progress = log.info) -> None:
         self.agent: AgentIdentity | None = None
         self._session, self._own, self._place = session, engine, place
-        self._public_key, self._progress = public_key, progress
+        self._public_key, self.progress = public_key, progress
 
     @property
     def _engine(self) -> Engine:
@@ -42,7 +42,7 @@ class World:
             case Folder(path, mode):
                 _make_folder(Path(path), mode)
             case Agent():
-                self.agent = await self._place.start_agent(self._public_key, self._progress)
+                self.agent = await self._place.start_agent(self._public_key, self.progress)
             case Volume(name):
                 await self._engine.create_volume(name, {"mbridge.session": self._session})
             case Container():
