@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import Iterator
 
 import pytest
 
@@ -13,10 +14,16 @@ from bridge.adapters.resumable.server import MAX_STREAMS
 from bridge.errors import LinkLost, RemoteProtocolError
 from bridge.protocol.stream import StreamRefused
 from bridge.protocol.stream_frames import HEADER, Kind, encode
-from tests.unit.contracts.carriers import Pair, Recorder, noise, socket_pair, tcp
+from tests.unit.contracts.carriers import Made, Pair, Recorder, cut_all, noise, socket_pair, tcp
 from tests.unit.virtual import run
 
 MiB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def _tidy() -> Iterator[None]:
+    yield
+    cut_all()
 
 
 def test_A09_a_connection_idle_for_15_minutes_still_works() -> None:
@@ -32,31 +39,54 @@ def test_A09_a_connection_idle_for_15_minutes_still_works() -> None:
     run(test())
 
 
+class Pump:
+    """A carrier that can be stopped: both ends live on, and hear nothing any more."""
+
+    def __init__(self) -> None:
+        (client, self._near), (self._far, agent) = socket.socketpair(), socket.socketpair()
+        for sock in (self._near, self._far):
+            sock.setblocking(False)
+        self.made = Made((client.detach(),), (agent.detach(),), self.close)
+        self._copying = [asyncio.ensure_future(self._copy(*pair)) for pair in ((self._near, self._far), (self._far, self._near))]
+
+    def stop(self) -> None:
+        for task in self._copying:
+            task.cancel()
+
+    def close(self) -> None:
+        self.stop()
+        self._near.close()
+        self._far.close()
+
+    async def _copy(self, source: socket.socket, sink: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while data := await loop.sock_recv(source, 65536):
+            await loop.sock_sendall(sink, data)
+
+
 @pytest.mark.parametrize("who", ["client", "agent"])
 def test_A37_a_carrier_that_goes_silent_is_noticed_within_15_s(who: str) -> None:
     async def test() -> None:
         loop = asyncio.get_running_loop()
-        pair = Pair()
-        await pair.carry(await socket_pair())
+        pair, pump = Pair(), Pump()
+        await pair.carry(pump.made)
         assert pair.agent is not None
-        silent_client, silent_agent = socket.socketpair(), socket.socketpair()
-        # from here on each end speaks into a socket whose far end lives and says nothing
-        os.dup2(silent_client[0].fileno(), pair.transport._carrier._read_fd)  # type: ignore[union-attr]
-        os.dup2(silent_agent[0].fileno(), pair.server.streams[0]._carrier._read_fd)  # type: ignore[union-attr]
+        pair.transport.write(b"heard")
+        await pair.agent.until(5)
+        pump.stop()
         start = loop.time()
         if who == "client":
-            pair.transport.write(b"lost?")
+            pair.transport.write(b" later")
             await pair.until_cut()
         else:
             cut = asyncio.Event()
             pair.server.streams[0].on_carrier_lost(lambda _: cut.set())
             await cut.wait()
         assert 10 <= loop.time() - start <= 15
+        pump.close()
         await pair.carry(await socket_pair())
         if who == "client":
-            assert await pair.agent.until(5) == b"lost?"
-        for sock in (*silent_client, *silent_agent):
-            sock.close()
+            assert await pair.agent.until(11) == b"heard later"
 
     run(test())
 

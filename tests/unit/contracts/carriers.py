@@ -207,6 +207,14 @@ def digest(data: bytes | bytearray) -> str:
 
 # Carriers that every machine has
 
+_made: list[Callable[[], None]] = []
+
+
+def cut_all() -> None:
+    """What tests left open."""
+    while _made:
+        _made.pop()()
+
 
 async def socket_pair() -> Made:
     client, agent = socket.socketpair()
@@ -247,4 +255,5 @@ def _sockets(client: socket.socket, agent: socket.socket) -> Made:
         with middle, contextlib.suppress(OSError):
             middle.shutdown(socket.SHUT_RDWR)
 
+    _made.append(cut)
     return Made((client.detach(),), (agent.detach(),), cut)

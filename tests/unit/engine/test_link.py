@@ -145,6 +145,7 @@ def test_A41_a_flow_goes_on_over_cuts_of_its_carrier_with_every_byte_in_its_plac
             assert not sink.lost.done()
             await world.link.stop()
             await running
+            world.cut()
             assert await sink.lost is True
             assert (await world.link.facts()).resolv_conf == "nameserver 127.0.0.1\n"
 
@@ -175,5 +176,6 @@ def test_a_new_agent_resets_open_flows_and_serves_new_ones(tmp_path: Path) -> No
             await sink.until(5)
             await world.link.stop()
             await running
+            world.cut()
 
     asyncio.run(asyncio.wait_for(test(), 20))
