@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
 from bridge.cli.main import Caller, verbosity
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -67,6 +69,8 @@ def _wants_next(word: str, valued: set[str]) -> bool:
 
 def complete_target(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Targets that are there now; silent where nobody can be asked. A cluster is asked for the kind that was begun alone."""
+    from click.shell_completion import CompletionItem
+
     from bridge.cli.looking import Where
 
     caller = ctx.find_object(Caller)
@@ -82,6 +86,8 @@ def complete_target(ctx: click.Context, param: click.Parameter, incomplete: str)
 
 
 def complete_session(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
     caller = ctx.find_object(Caller)
     with contextlib.suppress(Exception):
         if caller:

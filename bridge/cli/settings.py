@@ -5,6 +5,9 @@ file's place, and what the configuration's keys are in a wish.
 
 `run` and `env` name their target and app on the command line: from the file they take what joins the two (outgoing, env,
 agent, link, the engine), never its app; and its container only where its target is the one that was named.
+
+The model takes a tenth of a second to import, which is a tenth of a start. Where there is no file and no MBRIDGE_*, the flags
+are a wish already, and the model is left alone.
 """
 
 from __future__ import annotations
@@ -14,17 +17,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bridge.cli.looking import Where
 from bridge.errors import SpecError
-from bridge.model import config
-from bridge.model.config import Config, Loaded
 from bridge.model.environ import EnvWish
 from bridge.model.target import parse_target
 from bridge.model.wish import AppWish, HelperWish, SessionWish
 
+if TYPE_CHECKING:
+    from bridge.model.config import Config, Loaded
+
 FILE = "mbridge.yaml"
+_VIAS = ("auto", "direct", "port-forward", "exec")
+_AGENT_KINDS = ("auto", "ephemeral", "pod")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,8 @@ def config_path(environ: Mapping[str, str], named: str | None) -> Path | None:
 
 def load(environ: Mapping[str, str], named: str | None, options: Mapping[str, Any]) -> Settings:
     """The configuration as these options leave it. Raises SpecError with all faults at once."""
+    from bridge.model import config
+
     path = config_path(environ, named)
     flags = {name: value for name, value in options.items() if name in config.FLAGS}
     return Settings(path, config.load(path.absolute() if path else None, flags, environ))
@@ -95,12 +103,35 @@ def where(environ: Mapping[str, str], options: Mapping[str, Any]) -> Where:
 def run_wish(environ: Mapping[str, str], named: str | None, target: str, image: str, options: Mapping[str, Any]) -> SessionWish:
     """`run`: the app from the command line alone."""
     words = {one.name: options[one.name] for one in dataclasses.fields(AppWish) if one.name in options}
-    return _session(_for_target(environ, named, target, options), AppWish(image=image, **words))
+    app = AppWish(image=image, **words)
+    return _of_flags(environ, named, target, options, app) or _session(_for_target(environ, named, target, options), app)
 
 
 def target_wish(environ: Mapping[str, str], named: str | None, target: str, options: Mapping[str, Any]) -> SessionWish:
     """`env`, `forward`, `doctor`: a target without an app."""
-    return _session(_for_target(environ, named, target, options), AppWish(image=""))
+    app = AppWish(image="")
+    return _of_flags(environ, named, target, options, app) or _session(_for_target(environ, named, target, options), app)
+
+
+def _of_flags(environ: Mapping[str, str], named: str | None, target: str, options: Mapping[str, Any], app: AppWish) -> SessionWish | None:
+    """The wish where flags alone decide and all are in order; None where the model has to be asked, or has to say what is wrong."""
+    via, kind = options.get("via") or "auto", options.get("agent") or "auto"
+    pairs = [text.partition("=") for text in options.get("env_set", ())]
+    if config_path(environ, named) is not None or any(name.startswith("MBRIDGE_") for name in environ):
+        return None
+    if via not in _VIAS or kind not in _AGENT_KINDS or not all(name and equals for name, equals, _ in pairs):
+        return None
+    names = ("agent_image", "namespace", "container", "context", "kubeconfig", "docker_context")
+    texts: dict[str, Any] = {name: options.get(name) or None for name in names}
+    return SessionWish(
+        target=parse_target(target),
+        app=app,
+        env=EnvWish(options.get("env_include", ()), options.get("env_exclude", ()), {name: value for name, _, value in pairs}),
+        via=via,
+        agent_kind=kind,
+        yes_host_network=bool(options.get("yes_host_network")),
+        **texts,
+    )
 
 
 def _for_target(environ: Mapping[str, str], named: str | None, target: str, options: Mapping[str, Any]) -> Config:
@@ -114,6 +145,8 @@ def _for_target(environ: Mapping[str, str], named: str | None, target: str, opti
 
 def wishes(settings: Settings, names: Sequence[str]) -> list[SessionWish]:
     """`up`: one session for each app, or for those that are named. Raises SpecError where something is missing."""
+    from bridge.model import config
+
     apps = config.apps(settings.loaded)
     unknown = [name for name in names if name not in apps]
     if unknown:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from bridge.errors import ClusterError
 from bridge.model.environ import EnvWish
@@ -127,6 +131,49 @@ def test_the_file_says_how_the_two_are_joined_and_never_which_app() -> None:
     assert wish.container is None
     assert mbridge("run", "docker/other", "img").wish.container == "side"
     assert mbridge("run", "-c", "mine", "docker/x", "img").wish.container == "mine"
+
+
+FLAGS = st.fixed_dictionaries(
+    {},
+    optional={
+        "--via": st.sampled_from(["auto", "direct", "port-forward", "exec"]),
+        "--agent": st.sampled_from(["auto", "ephemeral", "pod"]),
+        "--yes-host-network": st.none(),
+        **{
+            name: st.lists(st.sampled_from(["A=b", "C=", "D==", "HTTP_*"]), min_size=1, max_size=2)
+            for name in ("--env-include", "--env-exclude")
+        },
+        "--env-set": st.lists(st.sampled_from(["A=b", "A=", "B==c,d", "C=[x]", "D=off", "E=1.50"]), min_size=1, max_size=3),
+        **{
+            name: st.sampled_from(["x", "off", "1.50", "~", "null", "[a]", "a,b", "0x10", " s", ""])
+            for name in ("-n", "-c", "--context", "--kubeconfig", "--docker-context", "--agent-image")
+        },
+    },
+)
+
+
+@given(FLAGS)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_flags_alone_are_the_same_wish_without_the_model_and_with_it(flags: dict[str, str | list[str] | None]) -> None:
+    words = []
+    for name, value in flags.items():
+        for one in value if isinstance(value, list) else [value]:
+            words += [name] if one is None else [name, one]
+    quick, slow = mbridge("run", *words, "docker/x", "img"), mbridge("run", *words, "docker/x", "img", environ={"MBRIDGE_UNUSED": "1"})
+    assert (quick.code, quick.err) == (slow.code, slow.err)
+    assert quick.wish == slow.wish
+
+
+def test_flags_alone_do_not_import_the_model() -> None:
+    program = (
+        "import sys; from tests.unit.cli.fakes import mbridge; ran = mbridge('run', '--via', 'exec', 'docker/x', 'img');"
+        "print(ran.wish.via, [m for m in ('pydantic', 'ruamel', 'bridge.model.config') if m in sys.modules])"
+    )
+    root = Path(__file__).parents[3]
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True, env={"PYTHONPATH": str(root)}
+    )
+    assert done.stdout == "exec []\n"
 
 
 def test_a_flag_beats_the_environment_beats_the_file() -> None:
