@@ -99,26 +99,36 @@ def apply(redirects: Redirects) -> None:
     _run(["nft", "-f", "-"], ruleset(redirects))
 
 
+def hold_ruleset(tun: str, queue: int, loopback: tuple[int, ...] = ()) -> str:
+    """The nft form of the queue's rules. A verdict's mark keeps a SYN from being held again."""
+    first_syn = f"tcp flags & (syn|ack|rst|fin) == syn meta mark 0 queue num {queue}"
+    own = ("ip daddr 127.0.0.1", "ip6 daddr ::1")  # not the app's other addresses, whose traffic takes lo as well
+    mapped = "".join(f'    oifname "lo" {to} tcp dport {{ {_ports(loopback)} }} {first_syn}\n' for to in own if loopback)
+    return f"""
+table inet {HOLD_TABLE}
+delete table inet {HOLD_TABLE}
+table inet {HOLD_TABLE} {{
+  chain hold {{
+    type filter hook output priority -150; policy accept;
+    oifname "{tun}" {first_syn}
+{mapped}  }}
+}}
+"""
+
+
 def hold_syns(tun: str, queue: int, loopback: tuple[int, ...] = ()) -> Hold | None:
     """Send the first SYN of each CLUSTER flow to `queue`; how it was done, or None where the kernel has neither form."""
-    first_syn = "tcp flags & (syn|ack|rst|fin) == syn meta mark 0"
-    mapped = f'oifname "lo" tcp dport {{ {_ports(loopback)} }} {first_syn} queue num {queue}\n' if loopback else ""
     try:
-        _run(
-            ["nft", "-f", "-"],
-            f"table inet {HOLD_TABLE}\ndelete table inet {HOLD_TABLE}\n"
-            f"table inet {HOLD_TABLE} {{\nchain hold {{\ntype filter hook output priority -150; policy accept;\n"
-            f'oifname "{tun}" {first_syn} queue num {queue}\n{mapped}}}\n}}\n',
-        )
+        _run(["nft", "-f", "-"], hold_ruleset(tun, queue, loopback))
         return "nft"
     except KernelLacks as exc:
         log.debug("= no nft queue here: %s", exc.message)
     try:
-        for family in ("iptables-restore", "ip6tables-restore"):
+        for command, own in (("iptables-restore", "127.0.0.1"), ("ip6tables-restore", "::1")):
             # the netns is the session's own: the mangle table's OUTPUT chain holds nothing but these rules
-            held = f"-p tcp --syn -m mark --mark 0 -j NFQUEUE --queue-num {queue}"
-            mapped = "".join(f"-A OUTPUT -o lo -p tcp --dport {port} {held[7:]}\n" for port in loopback)
-            _run([family, "--noflush", "--wait", "5"], f"*mangle\n-F OUTPUT\n-A OUTPUT -o {tun} {held}\n{mapped}COMMIT\n")
+            held = f"--syn -m mark --mark 0 -j NFQUEUE --queue-num {queue}"
+            mapped = "".join(f"-A OUTPUT -o lo -d {own} -p tcp --dport {port} {held}\n" for port in loopback)
+            _run([command, "--noflush", "--wait", "5"], f"*mangle\n-F OUTPUT\n-A OUTPUT -o {tun} -p tcp {held}\n{mapped}COMMIT\n")
         return "iptables"
     except KernelLacks as exc:
         log.debug("= no iptables NFQUEUE here: %s", exc.message)

@@ -81,6 +81,14 @@ def test_A18_a_mapped_port_of_loopback_reaches_the_targets_loopback(world) -> No
         assert app.connect_ex(("127.0.0.1", 7001)) == errno.ECONNREFUSED
 
 
+def test_A23_a_mapped_port_is_mapped_on_loopback_alone(world) -> None:
+    with world.ses.listen("172.30.0.2", 7000) as listener, world.ses.connect("172.30.0.2", 7000) as app:
+        own, _ = listener.accept()
+        own.sendall(b"the app itself")
+        assert app.recv(100) == b"the app itself"
+        own.close()
+
+
 def test_A22_a_published_port_is_reachable_and_its_replies_go_back_the_way_they_came(world) -> None:
     """From an address that is CLUSTER to the app: without the mark, the reply would go to the cluster."""
     world.dev.ip("addr add 10.80.0.1/32 dev lo\n")
