@@ -89,6 +89,8 @@ def bridged(lab: Lab, cli: Cli, target: str, *options: str, image: str | None = 
     try:
         app = App(boxes.eventually(lambda: _running(lab.client, name) or _ended(process), limit_s=60, pause_s=0.05))
         app.process, app.cli = process, cli
+        if command == IDLE:  # before it says so, a signal would be lost on process 1
+            boxes.eventually(lambda: b"idle" in app.container.logs())
         yield app
     finally:
         if process.poll() is None:

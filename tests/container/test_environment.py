@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.container.conftest import IDLE
 from tests.lab.boxes import MBRIDGE, PROBES, Cli, eventually
 from tests.lab.dockerlab import ENVIRON, Lab
 
@@ -165,7 +166,8 @@ def test_A33_with_a_terminal_the_app_has_one_of_the_callers_size(lab: Lab, own_c
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 101, 0, 0))
     process = subprocess.Popen(
         [str(MBRIDGE), "run", "-it", "--network", lab.outside, f"docker/{lab.target.name}", lab.programs_image,
-         "bash", "-c", "test -t 0 && test -t 1 && echo terminal; stty size; echo up; read line; stty size; exit 5"],
+         "bash", "-c", "test -t 0 && test -t 1 && echo terminal; until stty size | grep -v '^0'; do sleep 0.1; done; "
+         "echo up; read line; stty size; exit 5"],
         env=own_cli.env(TERM="xterm"), stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
     )  # fmt: skip
     os.close(slave)
@@ -218,6 +220,7 @@ def test_A40_the_app_holds_no_right_of_ours(run) -> None:
 
 def test_A33_options_of_docker_run_mean_what_they_mean_there(lab: Lab, run, tmp_path: Path) -> None:
     (tmp_path / "given").write_text("from the host")
+    tmp_path.chmod(0o755)
     done = run(
         "sh", "-c", 'pwd; cat given; touch x 2>&1 | grep -o "Read-only"; id -u; df /scratch | tail -1 | cut -d" " -f1; echo $0 "$@"',
         "a b", options=("-v", f"{tmp_path}:/src:ro", "-w", "/src", "-u", "1234", "--tmpfs", "/scratch", "--memory", "200m"),
@@ -229,7 +232,7 @@ def test_A33_options_of_docker_run_mean_what_they_mean_there(lab: Lab, run, tmp_
 def test_A31_no_value_of_the_environment_stands_in_logs_or_the_containers_record(lab: Lab, own_cli: Cli) -> None:
     """Whoever may `docker inspect` the app must not read the target's secrets there, nor in our state folder."""
     secret = ENVIRON["LAB_PLAIN"]
-    process = own_cli.start("run", "--network", lab.outside, f"docker/{lab.target.name}", lab.programs_image, "sleep", "60")
+    process = own_cli.start("run", "--network", lab.outside, f"docker/{lab.target.name}", lab.programs_image, *IDLE)
     try:
         status = eventually(
             lambda: own_cli.session(f"docker/{lab.target.name}"), until=lambda one: bool(one) and one["state"] == "ready", limit_s=40

@@ -277,7 +277,7 @@ def udp_many_answers(host, port=7012):
 
 def udp_closed(host, port):
     """A connected socket learns that nobody listens there: at once, and not by a time-out."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.settimeout(5)
         sock.connect((host, port))
         began = time.monotonic()

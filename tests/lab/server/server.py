@@ -187,8 +187,13 @@ async def main() -> None:
         await asyncio.start_server(served(handler), ["0.0.0.0", "::"], port, backlog=4096)
     for port in (7001, 7002, 7012):
         for address in ("0.0.0.0", "::"):
-            with contextlib.suppress(OSError):
-                await loop.create_datagram_endpoint(lambda port=port: Datagrams(port), local_addr=(address, port))
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            sock = socket.socket(family, socket.SOCK_DGRAM)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setblocking(False)
+            sock.bind((address, port))
+            await loop.create_datagram_endpoint(lambda port=port: Datagrams(port), sock=sock)
     if options.loopback:
         await asyncio.start_server(served(who), "127.0.0.1", 7020)
         await asyncio.start_server(served(echo), "127.0.0.1", 7021)
