@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import socket
+import stat
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -319,6 +320,13 @@ def test_stop_closes_the_link_in_order_and_takes_the_door_away(run) -> None:
         await host.ended()
         assert world.link.stopped
         assert not world.path.exists()
+
+    run(scenario)
+
+
+def test_the_door_is_for_a_user_who_is_not_root_too(run) -> None:
+    async def scenario(world: World) -> None:
+        assert stat.S_IMODE(world.path.stat().st_mode) == 0o666
 
     run(scenario)
 
