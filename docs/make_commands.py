@@ -31,7 +31,7 @@ Made by docs/make_commands.py from the commands' own help. `--help` after any of
 
 def text() -> str:
     parts = [HEAD]
-    root = click.Context(cli, info_name="mbridge", terminal_width=110, max_content_width=110)
+    root = click.Context(cli, info_name="mbridge", terminal_width=110, help_option_names=["-h", "--help"])
     for name in COMMANDS:
         command = cli.get_command(root, name)
         assert command is not None
