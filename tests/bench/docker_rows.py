@@ -1,0 +1,49 @@
+"""The figures of a Docker target. Each function of ROWS measures one group of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from statistics import median
+
+from tests.bench.figures import Row, alternate, number, ratio
+from tests.bench.scene import Scene, Way
+
+BULK, SHUTTLE_BULK = 256 << 20, 16 << 20
+GB = 1e9
+
+
+def bulk(scene: Scene) -> Iterable[Row]:
+    for way in ("up", "down"):
+        yield from _bulk(scene, way)
+
+
+def _bulk(scene: Scene, direction: str) -> Iterable[Row]:
+    ways = {"mbridge": (scene.mbridge, BULK), "ssh -L": (scene.ssh, BULK), "sshuttle": (scene.sshuttle, SHUTTLE_BULK)}
+
+    def sample(way: Way, size: int) -> Callable[[], float]:
+        return lambda: size / 1e6 / way.metered(direction, size / GB, size=size)
+
+    rates = alternate(5, {name: sample(*one) for name, one in ways.items()})
+    costs = {name: way.costs() for name, (way, _) in ways.items()}
+    told = {name: f"{name} {number(median(rates[name]))} MB/s (CPU s/GB: {costs[name]})" for name in ways}
+    for peer, must, goal in (("ssh -L", 0.9, 1.2), ("sshuttle", 20, 25)):
+        what = f"bulk {direction}, one flow, against {peer}"
+        detail = f"{told['mbridge']}; {told[peer]}"
+        yield Row(f"bulk-{direction}-{peer[:4].strip()}", what, ratio(rates["mbridge"], rates[peer]), "×", must, goal, detail, at_least=True)
+
+
+def latency(scene: Scene) -> Iterable[Row]:
+    for name, function, count, must, goal in (("round-trip", "round_trips", 1000, 2, 1.5), ("connect", "connects", 100, 1.6, 1.0)):
+        what = {"round-trip": "round trip on an open flow", "connect": "connect + first answer, the SYN held"}[name]
+
+        def sample(way: Way, function: str = function, count: int = count) -> Callable[[], float]:
+            return lambda: median(way.metered(function, count, count=count)) * 1e6
+
+        taken = alternate(7, {way.name: sample(way) for way in (scene.mbridge, scene.ssh)})
+        detail = "; ".join(
+            f"{way.name} {number(median(taken[way.name]))} µs (CPU µs each: {way.costs(1e6)})" for way in (scene.mbridge, scene.ssh)
+        )
+        yield Row(name, f"{what}, against ssh -L", ratio(taken["mbridge"], taken["ssh -L"]), "×", must, goal, detail)
+
+
+ROWS: dict[str, Callable[[Scene], Iterable[Row]]] = {"bulk": bulk, "latency": latency}
