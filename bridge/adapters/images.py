@@ -32,14 +32,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
-
-import docker
-import docker.errors
-import requests
+from typing import TYPE_CHECKING, Literal
 
 import bridge
 from bridge.errors import EngineUnavailable, HostError
+
+if TYPE_CHECKING:
+    import docker
 
 Which = Literal["bridge", "agent"]
 Progress = Callable[[str], None]
@@ -142,6 +141,8 @@ def _wheels(which: Which, architecture: str, progress: Progress) -> list[Path]:
 
 
 def _ensure_base(client: docker.DockerClient, architecture: str, progress: Progress) -> None:
+    import docker.errors  # in functions: `tag`, which every start asks, needs none of it, and it is a tenth of a start
+
     if _has(client, BASE):
         return
     progress(f"pulling {BASE}")
@@ -193,6 +194,8 @@ def _run(command: list[str], message: str, hint: str) -> None:
 
 
 def _has(client: docker.DockerClient, name: str) -> bool:
+    import docker.errors
+
     try:
         client.images.get(name)
     except docker.errors.ImageNotFound:
@@ -206,6 +209,9 @@ def _cache() -> Path:
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
+    import docker.errors
+    import requests
+
     try:
         yield
     except docker.errors.APIError as error:
