@@ -1,7 +1,7 @@
 """How much the far side may send before it must wait: one SSH receive window per channel, bounded in their sum.
 
 Theory of operation: a window is memory that we promise. A channel starts with 128 KiB and doubles each time it has used half of
-what it had, to 8 MiB, as long as the sum of all promises stays below the limit. The more channels there are, the less a new one
+what it had, to 8 MiB, as long as an eighth of the limit is left for others. The more channels there are, the less a new one
 starts with, and one that holds more than its share gives back as it is used: SSH cannot take a promise back, only not renew it.
 
 Limits: every channel may have LEAST bytes, even past the limit, so the sum is at most limit + LEAST * channels.
@@ -12,6 +12,7 @@ from __future__ import annotations
 START = 128 << 10
 LEAST = 4 << 10
 MOST = 8 << 20
+_KEPT = 8  # an eighth of the limit is for channels to come
 
 BRIDGE_LIMIT = 256 << 20
 AGENT_LIMIT = 32 << 20
@@ -34,14 +35,13 @@ class Windows:
 
     def renew(self, target: int) -> int:
         """What a channel that has used up half of `target` may have from now on."""
-        free = self.limit - self.promised
+        free = self.limit - self.promised - self.limit // _KEPT
         share = self.limit // max(1, self.channels)
-        if free < self.limit // 8 and target > share:
-            new = max(LEAST, share, target // 2)
-        else:
-            new = target + max(0, min(target, MOST - target, free))
-        self.promised += new - target
-        return new
+        more = max(0, min(target, MOST - target, free))
+        if free < 0 and target > share:
+            more = max(LEAST, share, target // 2) - target
+        self.promised += more
+        return target + more
 
     def end(self, target: int) -> None:
         """A channel is gone."""

@@ -445,3 +445,41 @@ def test_a_hostile_agent_loses_its_connection_and_nothing_else(attack: Callable[
             assert await pair.ssh.closed
 
     run(test())
+
+
+class Shredded(asyncio.Protocol):
+    """Passes bytes on in pieces of random sizes, as views whose memory is used again at once."""
+
+    def __init__(self, protocol: asyncio.Protocol, seed: int, most: int) -> None:
+        self._protocol = protocol
+        self._random = random.Random(seed)
+        self._most = most
+        self.connection_made, self.connection_lost = protocol.connection_made, protocol.connection_lost  # type: ignore[method-assign]  # a proxy
+        self.pause_writing, self.resume_writing = protocol.pause_writing, protocol.resume_writing  # type: ignore[method-assign]  # a proxy
+
+    def data_received(self, data: bytes) -> None:
+        at = 0
+        while at < len(data):
+            size = self._random.randint(1, self._most)
+            piece = bytearray(data[at : at + size])
+            self._protocol.data_received(memoryview(piece))
+            piece[:] = b"\xa5" * len(piece)
+            at += size
+
+
+@pytest.mark.parametrize("most", [1, 3, 17, 40, 1000, 100_000])
+def test_packets_are_found_however_the_carrier_cuts_them(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = SocketTransport.start
+    monkeypatch.setattr(SocketTransport, "start", lambda self, protocol: start(self, Shredded(protocol, most, most)))
+
+    async def test() -> None:
+        async with Pair() as pair:
+            near, far, near_hears, far_hears = await pair.open()
+            pair.ssh._connection._rekey_bytes = 64 << 10  # so that both paths of the receiver meet such cuts
+            data = random.Random(most).randbytes(most * 1000 if most < 100 else MiB)
+            await asyncio.gather(_send_all(near, near_hears, data), far_hears.eof.wait())
+            assert bytes(far_hears.data) == data
+            await asyncio.gather(_send_all(far, far_hears, data), near_hears.eof.wait())
+            assert bytes(near_hears.data) == data
+
+    run(test())
