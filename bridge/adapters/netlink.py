@@ -68,8 +68,11 @@ class SessionRoutes:
         return networks
 
     async def wire(self, tun: str, mtu: int, addresses: Sequence[str], app_networks: Iterable[str], routes: Iterable[Route]) -> None:
-        """Give the tun the target's `addresses` ("10.0.3.7/24"), send CLUSTER to it, and keep `routes`' verdicts."""
-        self._added.clear()
+        """Give the tun the target's `addresses` ("10.0.3.7/24"), send CLUSTER to it, and keep `routes`' verdicts.
+
+        Called again, the netns has these addresses and networks alone; what was learned stays, for open flows go by it.
+        """
+        self._added = {rule for rule in self._added if rule.priority != PRIORITY_NETWORKS}
         found = list(await self._ip.link_lookup(ifname=tun))
         index = found[0]
         # the kernel's own router solicitations have no business in the target's network

@@ -33,11 +33,11 @@ class Datagrams:
     def __init__(self, write: Callable[[bytes], None], send: Callable[[udp.Message], None], app_networks: Sequence[str]) -> None:
         self._write = write
         self._send = send
-        self._app_networks = [ip_network(network) for network in app_networks]
         self._by_source: OrderedDict[Source, int] = OrderedDict()
         self._by_id: dict[int, Source] = {}
         self._echoes: OrderedDict[int, tuple[str, str]] = OrderedDict()
         self._judged: dict[str, bool] = {}
+        self.app_networks(app_networks)
         self._fragments = packets.Fragments()
         self._next = 1
         self.warned = 0
@@ -95,6 +95,11 @@ class Datagrams:
                     self._by_source.pop(source, None)
             case _:
                 log.debug("! the agent sent what only the bridge may send: %s", type(message).__name__)
+
+    def app_networks(self, networks: Sequence[str]) -> None:
+        """The app's own networks are these now."""
+        self._app_networks = [ip_network(network) for network in networks]
+        self._judged.clear()
 
     def forget_all(self) -> None:
         """The agent is a new one: it knows none of our associations."""

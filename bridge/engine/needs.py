@@ -1,9 +1,9 @@
 """What the engine asks of the adapters, as narrow Protocols: entry points hand real ones in, tests hand in fakes.
 
-    Link        one agent, as the bridge sees it: flows, datagrams, DNS questions
-    Channel     one open TCP flow on the link
-    Place       where the target lives (Docker, Kubernetes, …): finds it, puts the agent beside it, brings carriers
-    Engine      the developer's own Docker engine: pause, bridge and app containers
+Link        one agent, as the bridge sees it: flows, datagrams, DNS questions
+Channel     one open TCP flow on the link
+Place       where the target lives (Docker, Kubernetes, …): finds it, puts the agent beside it, brings carriers
+Engine      the developer's own Docker engine: pause, bridge and app containers
 """
 
 from __future__ import annotations

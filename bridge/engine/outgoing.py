@@ -66,7 +66,7 @@ class Outgoing:
         self._group = group
         self._holder = holder
         self._reset = reset
-        self._bypass = bypass
+        self.bypass = bypass
         self._opening: set[Key] = set()
         self._opened: dict[Key, _Opened] = {}
         self._awaited: dict[tuple[str, str, int], dict[Key, None]] = {}  # destination → keys of _opened, oldest first
@@ -77,7 +77,7 @@ class Outgoing:
     def on_syn(self, syn: HeldSyn) -> None:
         """The kernel holds a SYN; its verdict comes when the agent has dialled."""
         assert self._holder is not None
-        if (syn.address, syn.port) in self._bypass:  # DNS over TCP: another chain redirects it to the resolver
+        if (syn.address, syn.port) in self.bypass:  # DNS over TCP: another chain redirects it to the resolver
             self._holder.accept(syn.packet_id)
             return
         key = (syn.app_addr, syn.app_port, syn.address, syn.port)

@@ -56,6 +56,7 @@ class Supervisor:
         random: Callable[[], float],
     ) -> None:
         self.on_datagram: Callable[[udp.Message], None] = lambda message: None
+        self.on_facts: Callable[[Facts], None] = lambda facts: None  # each time that an agent tells them, the first time too
         self._private_key = private_key
         self._agent = Agent(host_key, agent_id)
         self._dial = dial
@@ -214,6 +215,7 @@ class Supervisor:
             case control.FactsTold(facts):
                 self._facts = facts
                 self._facts_known.set()
+                self.on_facts(facts)
             case _:
                 log.debug("! the agent sent what only the bridge may send: %s", type(message).__name__)
 

@@ -43,6 +43,8 @@ _STOP_S = 2.0  # for the agent to hear of it
 class Supervised(Link, Protocol):
     """The link and what keeps it up (engine/supervisor.py), as this file needs it."""
 
+    on_facts: Callable[[Facts], None]
+
     async def run(self) -> None:
         """Keep the link up until cancelled or stopped; raises BridgeError when it can never be up again."""
 
@@ -81,6 +83,7 @@ class Bridge:
         self._control: Control | None = None
         self._group: asyncio.TaskGroup | None = None
         self._stopping = asyncio.Event()
+        self._told_facts = asyncio.Event()
 
     def stop(self) -> None:
         self._stopping.set()
@@ -212,6 +215,25 @@ class Bridge:
         self._ready = wire.Ready(facts, wired.engine_resolv_conf)
         self._tell(self._ready)
         self._tell_status()
+        link.on_facts = lambda facts: self._told_facts.set()
+        await self._follow(link, wired)
+
+    async def _follow(self, link: Supervised, wired: Wired) -> None:
+        """The target may be another one after a while (a new pod, a restarted container): wire what changed, under the app."""
+        while True:
+            facts = await link.facts()
+            if wired.facts is not None and _network_of(facts) != _network_of(wired.facts):
+                log.info("the target has moved to %s", ", ".join(facts.addresses))
+                self._facts_warnings = facts.warnings if facts.ping is True else (*facts.warnings, f"no ping: {facts.ping}")
+                try:
+                    await wired.rewire(facts)
+                except (BridgeError, OSError) as exc:
+                    self._fail(exc)
+                    return
+                self._ready = wire.Ready(facts, wired.engine_resolv_conf)
+                self._tell_status()
+            await self._told_facts.wait()
+            self._told_facts.clear()
 
     def _dial(self, dial_id: int, avoid: Sequence[str]) -> None:
         self._asked[dial_id] = tuple(avoid)
@@ -254,6 +276,11 @@ class Bridge:
     def _tell(self, message: wire.Message | None) -> None:
         if message is not None and self._control is not None:
             self._control.send(message)
+
+
+def _network_of(facts: Facts) -> tuple[object, ...]:
+    """What the netns is wired after."""
+    return facts.addresses, facts.resolv_conf, facts.hosts, facts.hostname
 
 
 async def _take(loop: asyncio.AbstractEventLoop, control: Control, sock: socket.socket) -> None:

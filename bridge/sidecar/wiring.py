@@ -3,6 +3,9 @@
 Order: the tun and its routes come before the netfilter rules, these before `/etc/resolv.conf`; only then may the app start.
 Each step can be made again over what an earlier bridge of the same netns left (kill -9, restart), and none is undone here:
 a netns that outlives its bridge must stay closed. All of it goes with the pause container.
+
+A target that moved (another pod, another address) is wired again by `rewire()`, under the running app: its addresses,
+resolvers and files change, listeners and queue stay, and there is no moment in which a packet could leave by another way.
 """
 
 from __future__ import annotations
@@ -53,6 +56,10 @@ class Wired:
         self._routes = SessionRoutes()
         self._wanted: list[tuple[bool, tuple[Route, ...]]] = []
         self._loop = asyncio.get_running_loop()
+        self._listener = Listener()
+        self._resolver: Resolver | None = None
+        self._resolvers: dict[str, tuple[ResolverSockets, asyncio.Task[None]]] = {}
+        self.facts: Facts | None = None
         self.outgoing: Outgoing | None = None
         self.datagrams: Datagrams | None = None
 
@@ -60,25 +67,56 @@ class Wired:
         """Wire the netns after the target's `facts`; the app may start when this returns."""
         await self._routes.__aenter__()
         tun_fd = open_tun(self.tun)
+        app_networks = await self._route(facts)
+        self._listener.open()
+        self._start_outgoing(self._listener)
+        self._start_dns()
+        await self._redirect(facts)
+        self._start_datagrams(tun_fd, app_networks)
+        self._write_files(facts)
+        self.facts = facts
+
+    async def rewire(self, facts: Facts) -> None:
+        """The target is another one, or has other addresses or nameservers."""
+        assert self.datagrams is not None
+        assert self._resolver is not None
+        self.datagrams.app_networks(await self._route(facts))
+        self.datagrams.forget_all()
+        self._resolver.forget()
+        await self._redirect(facts)
+        self._write_files(facts)
+        self.facts = facts
+
+    async def _route(self, facts: Facts) -> list[str]:
+        """Addresses, routes and rules; the app's own networks, which are left alone."""
         app_networks = _not_the_targets(await self._routes.app_networks(self.tun), facts.addresses)
         await self._routes.wire(self.tun, MTU, facts.addresses, app_networks, self.rules.routes())
-        resolvers = self._resolver_sockets(facts)
-        listener = Listener()
-        listener.open()
-        self._start_outgoing(listener, resolvers)
+        return app_networks
+
+    async def _redirect(self, facts: Facts) -> None:
+        """A resolver for each nameserver of the target, then the nft table that sends the app there, then no other resolver."""
+        assert self.outgoing is not None
+        nameservers = parse_resolv_conf(facts.resolv_conf).nameservers
+        for nameserver in nameservers:
+            if nameserver not in self._resolvers:
+                self._resolvers[nameserver] = self._serve_dns(nameserver)
+        self.outgoing.bypass = frozenset((nameserver, 53) for nameserver in nameservers)
         redirects = nft.Redirects(
             self.tun,
-            listener.port,
-            tuple((sockets.nameserver, sockets.port) for sockets in resolvers),
+            self._listener.port,
+            tuple((nameserver, self._resolvers[nameserver][0].port) for nameserver in nameservers),
             tuple(self.config.loopback),
             MARK_SELF,
             MARK_REPLY,
             (MARK_REFUSE, MARK_HOST_UNREACHABLE, MARK_NET_UNREACHABLE),
         )
         await asyncio.to_thread(nft.apply, redirects)
-        self._start_datagrams(tun_fd, app_networks)
-        self._start_dns(resolvers)
-        self._write_files(facts)
+        for nameserver in [known for known in self._resolvers if known not in nameservers]:
+            sockets, task = self._resolvers.pop(nameserver)
+            task.cancel()
+            await asyncio.wait([task])
+            for sock in (*sockets.udp, *sockets.tcp):
+                sock.close()
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -94,11 +132,10 @@ class Wired:
         if self.datagrams is not None:
             self.datagrams.forget_all()
 
-    def _start_outgoing(self, listener: Listener, resolvers: Sequence[ResolverSockets]) -> None:
+    def _start_outgoing(self, listener: Listener) -> None:
         self.holder = nft.hold_syns(self.tun, _QUEUE, tuple(self.config.loopback))
         queue = SynQueue(_QUEUE, lambda syn: outgoing.on_syn(syn)) if self.holder else None
-        bypass = frozenset((sockets.nameserver, 53) for sockets in resolvers)
-        outgoing = self.outgoing = Outgoing(self.link, self._group, queue, lambda arrival: reset(arrival.sock), bypass)
+        outgoing = self.outgoing = Outgoing(self.link, self._group, queue, lambda arrival: reset(arrival.sock))
         if queue is not None:
             queue.open()
         for sock in listener.sockets:
@@ -134,12 +171,9 @@ class Wired:
 
         self._loop.add_reader(tun_fd, read)
 
-    def _resolver_sockets(self, facts: Facts) -> list[ResolverSockets]:
-        return [resolver_sockets(nameserver) for nameserver in parse_resolv_conf(facts.resolv_conf).nameservers]
-
-    def _start_dns(self, resolvers: Sequence[ResolverSockets]) -> None:
+    def _start_dns(self) -> None:
         engine = EngineDns(list(parse_resolv_conf(self.engine_resolv_conf).nameservers), MARK_SELF)
-        resolver = Resolver(
+        self._resolver = Resolver(
             rules=self.rules,
             names=self.names,
             ask_cluster=self.link.ask,
@@ -148,10 +182,13 @@ class Wired:
             learn_container=self._learn_container,
             now=time.monotonic,
         )
-        for sockets in resolvers:
-            server = DnsServer(resolver, sockets.nameserver, sockets.udp, sockets.tcp)
-            self._group.create_task(server.serve(), name=f"resolver-{sockets.nameserver}")
         self._group.create_task(self._expire(), name="routes-expiry")
+
+    def _serve_dns(self, nameserver: str) -> tuple[ResolverSockets, asyncio.Task[None]]:
+        assert self._resolver is not None
+        sockets = resolver_sockets(nameserver)
+        server = DnsServer(self._resolver, nameserver, sockets.udp, sockets.tcp)
+        return sockets, self._group.create_task(server.serve(), name=f"resolver-{nameserver}")
 
     async def _learn(self, routes: Sequence[Route]) -> None:
         await self._routes.learn(routes)

@@ -9,6 +9,7 @@ import os
 import socket
 import stat
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +35,12 @@ class Link:
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.known: asyncio.Future[Facts] = asyncio.get_running_loop().create_future()
         self.on_datagram: Callable[[udp.Message], None] = lambda message: None
+        self.on_facts: Callable[[Facts], None] = lambda facts: None
+
+    def moved(self, facts: Facts) -> None:
+        self.known = asyncio.get_running_loop().create_future()
+        self.known.set_result(facts)
+        self.on_facts(facts)
 
     async def run(self) -> None:
         await self.over
@@ -77,11 +84,16 @@ class Wired:
         self.names: list[Sequence[str]] = []
         self.wired_with: list[Facts] = []
         self.new_agents = 0
+        self.facts = None
 
     async def wire(self, facts: Facts) -> None:
         if self.error is not None:
             raise self.error
         self.wired_with.append(facts)
+        self.facts: Facts | None = facts
+
+    async def rewire(self, facts: Facts) -> None:
+        await self.wire(facts)
 
     def change_names(self, names: Sequence[str]) -> None:
         self.names.append(names)
@@ -277,6 +289,20 @@ def test_an_agent_made_anew_is_told_to_link_and_datagrams_once(run) -> None:
         await until(lambda: world.wired.names == [("db",)])
         assert world.link.agents == [("ssh-ed25519 BBBB", "11" * 8)]
         assert world.wired.new_agents == 1
+
+    run(scenario)
+
+
+def test_a_target_that_moved_is_wired_again_and_one_that_did_not_is_left_alone(run) -> None:
+    async def scenario(world: World) -> None:
+        host = await world.configured()
+        world.link.known.set_result(FACTS)
+        assert (await host.until(door.Ready)).facts == FACTS
+        world.link.moved(replace(FACTS, ping=True))
+        elsewhere = replace(FACTS, addresses=("10.0.3.9/24",))
+        world.link.moved(elsewhere)
+        await until(lambda: len(world.wired.wired_with) > 1)
+        assert world.wired.wired_with == [FACTS, elsewhere]
 
     run(scenario)
 
