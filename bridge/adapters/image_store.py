@@ -52,7 +52,7 @@ def save(client: docker.DockerClient, names: Sequence[str], file: Path) -> None:
                 out.write(chunk)
         partial.replace(file)
     except OSError as error:
-        raise HostError(f"cannot write {file}: {error.strerror or error}") from error
+        raise HostError(f"cannot write {file}: {(error.strerror or str(error)).lower()}") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -60,24 +60,28 @@ def save(client: docker.DockerClient, names: Sequence[str], file: Path) -> None:
 def load(client: docker.DockerClient, file: Path) -> list[str]:
     """Give the engine the images of a tar; their names."""
     try:
-        with translated(), file.open("rb") as data:
+        with file.open("rb") as data, translated():
             return [name for image in client.images.load(data) for name in image.tags or [str(image.id)]]
+    except docker.errors.ImageLoadError as error:
+        raise HostError(f"{file} holds no images: {error}", hint="mbridge images save FILE writes such a file") from error
     except OSError as error:
-        raise HostError(f"cannot read {file}: {error.strerror or error}") from error
+        raise HostError(f"cannot read {file}: {(error.strerror or str(error)).lower()}") from error
 
 
 def push(client: docker.DockerClient, name: str, repository: str, progress: Progress) -> str:
-    """Tag `name` as REPOSITORY:ITS-TAG, push that, and return it."""
+    """Push `name` as REPOSITORY:ITS-TAG and return that; the engine keeps no name of it."""
     tag = name.rpartition(":")[2]
     with translated():
         client.images.get(name).tag(repository, tag)
-        for event in client.images.push(repository, tag=tag, stream=True, decode=True):
-            if "error" in event:
-                raise HostError(
-                    f"{repository} did not take the image: {event['error']}", hint=f"docker login {repository.partition('/')[0]}"
-                )
-            if event.get("status"):
-                progress(f"{event.get('id', '')} {event['status']}".strip())
+        try:
+            for event in client.images.push(repository, tag=tag, stream=True, decode=True):
+                if "error" in event:
+                    hint = f"docker login {repository.partition('/')[0]}"
+                    raise HostError(f"{repository} did not take the image: {event['error']}", hint=hint)
+                if event.get("status"):
+                    progress(f"{event.get('id', '')} {event['status']}".strip())
+        finally:
+            client.images.remove(f"{repository}:{tag}", noprune=True)
     return f"{repository}:{tag}"
 
 
@@ -86,6 +90,8 @@ def translated() -> Iterator[None]:
     """docker-py's errors in ours."""
     try:
         yield
+    except docker.errors.ImageLoadError:
+        raise  # the file's fault; `load` says which
     except docker.errors.ImageNotFound as error:
         raise HostError(f"the engine has no such image: {error.explanation}", hint="mbridge images build") from error
     except docker.errors.APIError as error:
