@@ -13,6 +13,7 @@ Limits: a line of 1 MiB.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -181,7 +182,7 @@ def _status(data: dict[str, Any]) -> Status:
     if not isinstance(link, dict) or link.get("state") not in _LINK_STATES:
         raise RemoteProtocolError("status: the link's state is not known")
     since = link.get("since")
-    if not isinstance(since, int | float) or isinstance(since, bool):
+    if not isinstance(since, int | float) or isinstance(since, bool) or not math.isfinite(since):
         raise RemoteProtocolError("status: since is no number")
     return Status(
         LinkStatus(link["state"], float(since), _maybe(link, "via"), _maybe(link, "why")),
