@@ -240,8 +240,12 @@ class _Hosting:
 
     async def _apply(self, what: str, steps: Sequence[Op], world: World) -> None:
         with self._ui.step(what) as step:
-            if what == "agent":
-                world.progress = step.now  # its image may have to be built or pulled first
+
+            def progress(text: str) -> None:  # the agent's image may have to be built or pulled first
+                log.info("%s", text)
+                step.now(text)
+
+            world.progress = progress if what == "agent" else world.progress
             await up.apply(steps, world, self._made)
             if what == "agent" and world.agent is not None:
                 step.done(world.agent.name)
