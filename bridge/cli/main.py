@@ -61,8 +61,12 @@ Examples:
 
 
 def _wiring() -> Wiring:
+    import logging
+
     from bridge.cli.wiring import Wiring
 
+    # Without a handler of its own a logger's warnings go to stderr as they are, past cli/ui.py and into a raw terminal.
+    logging.getLogger("bridge").addHandler(logging.NullHandler())
     return Wiring()
 
 

@@ -195,6 +195,19 @@ class Ui:
             return os.get_terminal_size(self.err.fileno()).columns
         return 80
 
+    @contextlib.contextmanager
+    def passing_on_warnings(self) -> Iterator[None]:
+        """Warnings that are logged meanwhile are the user's, where no session's log takes them."""
+        import logging
+
+        handler = logging.Handler(logging.WARNING)
+        handler.emit = lambda record: self.warn(record.getMessage())  # type: ignore[method-assign]  # a handler is nothing more
+        logging.getLogger("bridge").addHandler(handler)
+        try:
+            yield
+        finally:
+            logging.getLogger("bridge").removeHandler(handler)
+
     # -- stdout -----------------------------------------------------------------------------------------------------
 
     def say(self, text: str) -> None:

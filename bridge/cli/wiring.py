@@ -170,7 +170,8 @@ class Wiring:
             await place.find()
             return await place.environ()
 
-        return asyncio.run(read())
+        with ui.passing_on_warnings():
+            return asyncio.run(read())
 
     def _engine(self, docker_context: str | None) -> Engine:
         from bridge.adapters.docker.engine import Engine

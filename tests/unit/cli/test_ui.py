@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -118,6 +120,15 @@ def test_further_lines_of_a_message_are_indented() -> None:
     ui, _, err, _ = made()
     ui.error("the agent ended", "its last words:\nno such file\x1b[2J")
     assert err.getvalue() == "mbridge: error: the agent ended\nmbridge: hint: its last words:\n  no such file\\x1b[2J\n"
+
+
+def test_a_warning_that_is_logged_meanwhile_is_told_in_our_form() -> None:
+    ui, _, err, _ = made()
+    with ui.passing_on_warnings():
+        logging.getLogger("bridge.cli.somewhere").warning("taking the container's %s", "own\x1b")
+        logging.getLogger("bridge.cli.somewhere").info("not this")
+    logging.getLogger("bridge.cli.somewhere").warning("nor this")
+    assert err.getvalue() == "mbridge: warning: taking the container's own\\x1b\n"
 
 
 @given(st.text())
