@@ -29,7 +29,8 @@ def _bulk(scene: Scene, direction: str) -> Iterable[Row]:
     for peer, must, goal in (("ssh -L", 0.9, 1.2), ("sshuttle", 20, 25)):
         what = f"bulk {direction}, one flow, against {peer}"
         detail = f"{told['mbridge']}; {told[peer]}"
-        yield Row(f"bulk-{direction}-{peer[:4].strip()}", what, ratio(rates["mbridge"], rates[peer]), "×", must, goal, detail, at_least=True)
+        value = ratio(rates["mbridge"], rates[peer])
+        yield Row(f"bulk-{direction}-{peer.split()[0]}", what, value, "×", must, goal, detail, at_least=True)
 
 
 def latency(scene: Scene) -> Iterable[Row]:

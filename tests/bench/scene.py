@@ -188,8 +188,9 @@ class Scene:
         words = " ".join(f"'{word}'" for word in command)
         script = f'mkdir -p /root/.ssh; (umask 077; printf "%s" "$KEY" >/root/.ssh/id_ed25519); echo ready; exec {words}'
         box = self._box(name, script, {"KEY": self._key.export_private_key().decode()}, **options)
-        way = {"ssh": ("127.0.0.1", FORWARD_PORT), "sshuttle": (self.traffic_ip, PORT)}[name]
-        eventually(lambda: Way(name, box, *way, {}).run("connects", count=1), limit_s=20)
+        host, port = {"ssh": ("127.0.0.1", FORWARD_PORT), "sshuttle": (self.traffic_ip, PORT)}[name]
+        ask = json.dumps({"host": host, "port": port, "count": 1})
+        eventually(lambda: box.run("python3", "-c", TRAFFIC, "connects", ask), until=lambda ran: ran.code == 0, limit_s=30)
         return box
 
     def _box(self, name: str, script: str, environ: dict[str, str], **options: Any) -> Box:

@@ -214,7 +214,7 @@ def names(server, name, count, fresh):
             sock.send(query)
             answer = sock.recv(4096)
             taken.append(clock() - started)
-            assert answer[:2] == query[:2] and answer[3] & 15 == 0 and answer[7], f"{asked}: {answer[:12].hex()}"
+            assert (answer[:2], answer[3] & 15) == (query[:2], 0), f"{asked}: {answer[:12].hex()}"
     return taken
 
 
