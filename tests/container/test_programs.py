@@ -97,7 +97,7 @@ def test_A01_the_demo_as_shipped_shows_what_only_the_shop_reaches(client: docker
     try:
         assert done.returncode == 0, done.stderr
         without, bridged = done.stdout.split("$ mbridge run")
-        assert without.count("failed") == 3
+        assert sum(" failed: " in line for line in without.splitlines()) == 3
         shop = client.containers.get("mbridge-demo-shop-1").attrs["NetworkSettings"]["Networks"]["mbridge-demo_inside"]["IPAddress"]
         lines = dict(line.split(None, 1) for line in bridged.splitlines() if line[:1].isalpha() and " " in line)
         assert lines["hostname"] == "shop"
