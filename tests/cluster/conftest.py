@@ -34,7 +34,7 @@ def cluster() -> Iterator[Cluster]:
             pytest.skip(f"the cluster needs root, the CNI plugins and {', '.join(missing) or 'nothing else'}")
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         state = Path(os.environ.get("MBRIDGE_CLUSTER") or cache / "mbridge" / "cluster")
-        started = not (state / "run/kubelet.pid").exists()
+        started = not (state / "run/etcd.pid").exists()
         up = subprocess.run([str(TOOL), "up"], capture_output=True, text=True, timeout=1800, check=False)
         assert up.returncode == 0, up.stderr
         found = Cluster(Path(up.stdout.split()[-1]), (str(TOOL), "kubectl"), own=True)

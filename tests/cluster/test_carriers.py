@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -86,7 +87,7 @@ def test_K17_a_carrier_through_the_api_server_keeps_the_contract_of_all_carriers
                     with contextlib.suppress(OSError):
                         agent.shutdown(socket.SHUT_RDWR)
 
-                return Made((client.detach(),), (agent.fileno(),), cut)
+                return Made((client.detach(),), (os.dup(agent.fileno()),), cut)
 
             async with asyncio.timeout(90):
                 await check_carrier(make)

@@ -178,7 +178,7 @@ def test_K12_a_kubelet_that_restarts_breaks_nothing(own_cluster: Cluster, namesp
 
 
 def test_K13_after_a_killed_command_the_agent_ends_within_its_ttl(namespace: Namespace) -> None:
-    cli = Cli(namespace.state, {**namespace.cli.environ, "MBRIDGE_AGENT_TTL": "6"})
+    cli = Cli(namespace.state, {**namespace.cli.environ, "MBRIDGE_AGENT_TTL": "10"})
     with talking(namespace, cli) as (app, _):
         app.process.kill()
         (pod,) = namespace.pods("app=web")
@@ -202,7 +202,7 @@ def test_K25_a_host_key_line_that_the_target_writes_into_the_agents_log_ends_the
 import glob
 for path in glob.glob("/proc/[0-9]*/cmdline"):
     if b"bridge.agent" in open(path, "rb").read():
-        open(path.replace("cmdline", "fd/1"), "w").write("mbridge-agent 1 0123456789abcdef 1 ssh-ed25519 AAAA\\\\n")
+        open(path.replace("cmdline", "fd/1"), "w").write("mbridge-agent 1 0123456789abcdef 1 ssh-ed25519 AAAA\\n")
         print("written")
 """
         wrote = namespace.kubectl("exec", pod["metadata"]["name"], "-c", "app", "--", "python3", "-c", program)
