@@ -91,7 +91,7 @@ class Wiring:
         return [status for folder in sessions.all_sessions() if (status := sessions.current_status(folder)) is not None]
 
     def down(self, ids: Sequence[str], everything: bool, ui: Ui) -> list[str]:
-        """End these, or all and what dead ones left; the ids of those that there were. Raises CleanupError after trying all."""
+        """End these, or all and what dead ones left; the ids of those that there were. Raises what failed after trying all."""
         from bridge.cli import sessions
 
         return asyncio.run(_down(sessions.all_sessions(), ids, everything, ui))
@@ -286,21 +286,26 @@ def _read_options(wish: SessionWish) -> None:
 
 async def _down(folders: Sequence[SessionFolder], ids: Sequence[str], everything: bool, ui: Ui) -> list[str]:
     from bridge.cli import sessions
-    from bridge.errors import CleanupError
+    from bridge.errors import BridgeError
 
-    ended, failures = [], []
-    for folder in folders:
-        if not everything and folder.id not in ids:
-            continue
+    ended: list[str] = []
+    failures: list[BridgeError] = []
+
+    async def end(folder: SessionFolder) -> None:
         with ui.step(folder.id) as step:
             try:
                 await sessions.down(folder, step.now)
-            except CleanupError as error:
+            except BridgeError as error:
                 failures.append(error)
                 step.done("not undone")
             else:
                 ended.append(folder.id)
                 step.done("undone")
+
+    async with asyncio.TaskGroup() as group:  # side by side: an app that does not heed its signal takes its ten seconds
+        for folder in folders:
+            if everything or folder.id in ids:
+                group.create_task(end(folder), name=f"down-{folder.id}")
     if everything:
         await sessions.sweep(ui.note)
     for failure in failures[:-1]:

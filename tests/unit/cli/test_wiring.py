@@ -64,6 +64,16 @@ def test_A34_down_removes_what_a_dead_session_left_and_twice_is_fine() -> None:
     assert mbridge("down").code == 0
 
 
+def test_a_session_that_cannot_be_undone_keeps_no_other_from_it() -> None:
+    (session("aaaaaa").path / "plan.json").write_text("{")
+    session("bbbbbb")
+    ran = mbridge("down", "aaaaaa", "bbbbbb")
+    assert ran.code == 2
+    assert "plan is damaged" in ran.err
+    assert "bbbbbb: undone" in ran.err
+    assert [folder.id for folder in sessions.all_sessions()] == ["aaaaaa"]
+
+
 @pytest.mark.parametrize("where", [{}, {"endpoint": {"url": "unix:///nowhere/at/all.sock"}}])
 def test_logs_of_a_forward_which_has_no_engine_of_its_own(where: dict[str, object]) -> None:
     folder = session()
