@@ -3,7 +3,7 @@
 Theory of operation: the first line of a connection says what it is (docs/design/001-spine.md, "The door"). A control
 connection goes on with JSON lines; a carrier hands over its descriptors by SCM_RIGHTS in the same message as that line.
 Where the host cannot reach the socket, `python -m bridge.sidecar door …` runs under exec in this container and joins its
-own stdio to it: `control` copies bytes both ways, `carrier N` passes its descriptors 0 and 1 and waits for their end.
+own stdio to it: `control` copies bytes both ways, `carrier N` passes one end of a socket pair and moves bytes for the other.
 
 Limits: a first line of 4 KiB, one line of 1 MiB, 10 s for the first line.
 """
@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import array
 import asyncio
+import contextlib
+import errno
 import json
 import logging
 import os
 import select
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +33,7 @@ PATH = Path("/run/mbridge/bridge.sock")
 _FIRST_LINE_BYTES = 4096
 _FIRST_LINE_S = 10
 _MAX_FDS = 2
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,15 +146,51 @@ def join_stdio(words: list[str], path: Path = PATH) -> int:
         sock.connect(str(path))
         if words[0] == "carrier":
             line = json.dumps({"type": "carrier", "id": int(words[1]), "via": words[2] if len(words) > 2 else "exec"}).encode() + b"\n"
-            socket.send_fds(sock, [line], [0, 1])
-            poller = select.poll()
-            poller.register(1, select.POLLERR)  # the far end of stdout is gone: the carrier has ended
-            poller.register(sock, select.POLLIN)
-            while True:
-                if any(fd == 1 or not sock.recv(1) for fd, _ in poller.poll()):
-                    return 0
+            ours, theirs = socket.socketpair()
+            with theirs:
+                socket.send_fds(sock, [line], [theirs.fileno()])
+            return _carry(ours)
         sock.sendall(b'{"type": "control"}\n')
         return _copy(sock)
+
+
+def _carry(carrier: socket.socket) -> int:
+    """This process stays between: an engine closes the stdio of an exec soon after its process has ended, whoever else holds it.
+
+    So it must live as long as the carrier, and only as one end of a socket pair does it learn that the bridge has dropped that.
+    """
+
+    def inwards() -> None:
+        _splice(0, carrier.fileno())
+        with contextlib.suppress(OSError):
+            carrier.shutdown(socket.SHUT_WR)
+
+    threading.Thread(target=inwards, name="stdin", daemon=True).start()
+    _splice(carrier.fileno(), 1)
+    return 0
+
+
+def _splice(source: int, sink: int) -> None:
+    """Within the kernel where a pipe is at hand, which an engine gives; until the source ends or the sink is gone."""
+    waiting = select.poll()
+    waiting.register(source, select.POLLIN)
+    waiting.register(sink, 0)  # POLLERR and POLLHUP are told in any case: nobody reads there any more
+    with contextlib.suppress(OSError):
+        while True:
+            # A splice that waits would hold the pipe's lock, and its reader up (fs/splice.c)
+            if any(fd == sink for fd, _ in waiting.poll()):
+                return
+            try:
+                if not os.splice(source, sink, _PIECE):
+                    return
+            except OSError as exc:
+                if exc.errno != errno.EINVAL:  # neither is a pipe
+                    raise
+                data = memoryview(os.read(source, _PIECE))
+                if not data:
+                    return
+                while data:
+                    data = data[os.write(sink, data) :]
 
 
 def _copy(sock: socket.socket) -> int:

@@ -49,7 +49,7 @@ def test_control_copies_both_ways_until_either_ends(listener: socket.socket) -> 
         assert process.wait(10) == 0
 
 
-def test_a_carrier_hands_its_stdin_and_stdout_over(listener: socket.socket) -> None:
+def test_a_carrier_lives_as_long_as_the_bridge_keeps_it_though_the_door_has_closed(listener: socket.socket) -> None:
     with _join(listener, "carrier", "12", "exec") as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -59,11 +59,13 @@ def test_a_carrier_hands_its_stdin_and_stdout_over(listener: socket.socket) -> N
             assert json.loads(line) == {"type": "carrier", "id": 12, "via": "exec"}
             process.stdin.write(b"from the agent")
             process.stdin.flush()
-            assert os.read(fds[0], 100) == b"from the agent"
-            os.write(fds[1], b"to the agent")
-            assert process.stdout.read(12) == b"to the agent"
-            for fd in fds:
-                os.close(fd)
+            assert len(fds) == 1
+            with socket.socket(fileno=fds[0]) as carrier:
+                sock.close()
+                assert carrier.recv(100) == b"from the agent"
+                carrier.sendall(b"to the agent")
+                assert process.stdout.read(12) == b"to the agent"
+                assert process.poll() is None, "an engine would close its stdio soon after its end"
         assert process.wait(10) == 0
 
 
