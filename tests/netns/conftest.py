@@ -538,7 +538,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait(_WAIT_S)
 
 
-@pytest.fixture(scope="module", params=["fake", "real"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each test runs over both links, unless its module names LINKS."""
+    if "world" in metafunc.fixturenames:
+        metafunc.parametrize("world", getattr(metafunc.module, "LINKS", ("fake", "real")), indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A wired session. A test module says otherwise by RULES, LOOPBACK, HOLD and FACTS."""
     if (lacks := _lacking()) is not None:

@@ -6,8 +6,6 @@ Every test here ends with the sentinel of `no_strays`: packets on the developer'
 from __future__ import annotations
 
 import errno
-import os
-import signal
 import socket
 import threading
 import time
@@ -136,32 +134,12 @@ def test_a_stopped_bridge_fails_closed_too(world) -> None:
     assert world.sentinel.strays() == []
 
 
-def test_A37_connects_wait_while_the_agent_is_away_and_succeed_after(world) -> None:
-    if world.agent is None:
-        pytest.skip("lacks(an agent's process): the fake link has none")
-    world.agent.process.send_signal(signal.SIGKILL)
-    world.agent.process.wait(10)
-    world.host.until(door.Status, lambda status: status.link.state == "reconnecting")
-    waiting = world.ses.submit(world.ses.connect, "10.77.0.9", 7000)
-    with world.ses.udp("10.77.0.9") as lost:
-        lost.sendto(b"who", ("10.77.0.9", 7000))
-    world.start_agent()
-    world.host._dial = world.agent.dial
-    world.host.send(door.Agent(world.agent.host_key, world.agent.agent_id))
-    with waiting.result(30) as app:
-        assert app.recv(100) == b"cluster 10.77.0.3\n"
-    world.host.until(door.Status, lambda status: status.link.state == "connected")
-    with world.ses.udp("10.77.0.9") as app:
-        app.settimeout(10)
-        app.sendto(b"who", ("10.77.0.9", 7000))
-        assert app.recv(100) == b"cluster 10.77.0.3"
-
-
-def test_a_second_wiring_leaves_one_set_of_rules(world) -> None:
+def test_a_second_wiring_leaves_one_set_of_rules_and_of_names(world) -> None:
+    hosts = (world.folder / "hosts").read_text()
     before = world.ses.call("ip", "rule").count("\n"), world.ses.call("ip", "-6", "rule").count("\n")
     world.kill_bridge()
     world.start()
     assert (world.ses.call("ip", "rule").count("\n"), world.ses.call("ip", "-6", "rule").count("\n")) == before
     with world.ses.socket() as app:
         assert app.connect_ex(("10.77.0.9", 1)) == errno.ECONNREFUSED
-    assert os.path.exists(world.door)
+    assert (world.folder / "hosts").read_text() == hosts
