@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -37,12 +38,15 @@ def command(caller: Caller, /, session: str | None, as_json: bool, watch: bool, 
     With --json, a list of {id, target, state, since, why, link: {via, state, since}, agent, ports}; with --watch, one such
     list a line at each change. A state is starting, ready, reconnecting, stopping or failed.
     """
-    shown: str | None = None
+    shown: object = None
     while True:
         found = chosen(caller.wiring.sessions(), session)
         picture = _json(found, watch) if as_json else _drawn(caller.ui, found)
-        if picture != shown:
-            shown = picture
+        # On a terminal the picture's clocks run; elsewhere a line more is a change of what it tells, which is not the flows.
+        clocks = caller.ui.on_terminal(caller.ui.out) or as_json
+        told = picture if clocks else [replace(one, flows=0) for one in found]
+        if told != shown:
+            shown = told
             if not found and not as_json:
                 caller.ui.note(_EMPTY)
             elif watch and not as_json:

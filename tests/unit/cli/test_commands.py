@@ -91,6 +91,13 @@ def test_watch_shows_each_change_once_until_ctrl_c() -> None:
     assert ran.code == 130
 
 
+def test_watch_elsewhere_than_on_a_terminal_is_silent_while_only_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 600, 60))
+    monkeypatch.setattr("bridge.cli.cmd_status.ago", lambda seconds: f"{next(clock)}s")
+    wiring = FakeWiring(pictures=[[status()], [status()], [status()]], failure=KeyboardInterrupt())
+    assert mbridge("status", "--watch", "--interval", "0.1", wiring=wiring).out.count("kqzwtb ") == 1
+
+
 def test_watch_draws_over_the_last_picture_on_a_terminal_only() -> None:
     for terminal in (True, False):
         wiring = FakeWiring(pictures=[[status()]], failure=KeyboardInterrupt())
