@@ -64,9 +64,9 @@ def _nft() -> None:
 
 
 async def _nfqueue() -> str | None:
-    how = nft.hold_syns(_NAME, _QUEUE)
     queue = SynQueue(_QUEUE, lambda syn: None)
     try:
+        how = nft.hold_syns(_NAME, _QUEUE)
         queue.open()
     except BridgeError:
         return None

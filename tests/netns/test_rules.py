@@ -103,6 +103,19 @@ def test_A22_a_published_port_is_reachable_and_its_replies_go_back_the_way_they_
     assert all("-> 10.80.0.1" in stray for stray in world.sentinel.strays())  # the replies themselves
 
 
+def test_A22_a_published_udp_port_answers_too(world) -> None:
+    world.dev.ip("addr replace 10.80.0.2/32 dev lo\n")
+    with world.ses.udp("0.0.0.0") as server, world.dev.udp("10.80.0.2") as client:
+        server.bind(("172.30.0.2", 8001))
+        client.bind(("10.80.0.2", 0))
+        client.sendto(b"?", ("172.30.0.2", 8001))
+        data, peer = server.recvfrom(100)
+        assert peer[0] == "10.80.0.2"
+        server.sendto(b"!", peer)
+        assert client.recvfrom(100) == (b"!", ("172.30.0.2", 8001))
+    assert all("-> 10.80.0.2" in stray for stray in world.sentinel.strays())  # the replies themselves
+
+
 def test_A44_the_bridges_listeners_serve_nobody_who_comes_straight_to_them(world) -> None:
     ports = _listening_ports(world)
     assert len(ports) >= 2  # TCP flows, DNS
