@@ -175,7 +175,7 @@ class Sentinel:
                 source, destination, protocol = ip_address(frame[26:30]), ip_address(frame[30:34]), frame[23]
             elif ethertype == 0x86DD:
                 source, destination, protocol = ip_address(frame[22:38]), ip_address(frame[38:54]), frame[20]
-            elif ethertype == 0x0806 and ip_address(frame[38:42]) not in _OWN_NETWORKS[0]:
+            elif ethertype == 0x0806 and frame[20:22] == b"\0\1" and ip_address(frame[38:42]) not in _OWN_NETWORKS[0]:
                 found.append(f"arp who-has {ip_address(frame[38:42])}")
                 continue
             else:

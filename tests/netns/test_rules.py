@@ -100,7 +100,7 @@ def test_A22_a_published_port_is_reachable_and_its_replies_go_back_the_way_they_
         server.sendall(b"welcome")
         assert client.recv(100) == b"welcome"
         server.close()
-    assert all("-> 10.80.0.1" in stray for stray in world.sentinel.strays())  # the replies themselves
+    assert [stray for stray in world.sentinel.strays() if "-> 10.80.0.1" not in stray] == []  # but the replies themselves
 
 
 def test_A22_a_published_udp_port_answers_too(world) -> None:
@@ -109,11 +109,11 @@ def test_A22_a_published_udp_port_answers_too(world) -> None:
         server.bind(("172.30.0.2", 8001))
         client.bind(("10.80.0.2", 0))
         client.sendto(b"?", ("172.30.0.2", 8001))
-        data, peer = server.recvfrom(100)
+        _, peer = server.recvfrom(100)
         assert peer[0] == "10.80.0.2"
         server.sendto(b"!", peer)
         assert client.recvfrom(100) == (b"!", ("172.30.0.2", 8001))
-    assert all("-> 10.80.0.2" in stray for stray in world.sentinel.strays())  # the replies themselves
+    assert [stray for stray in world.sentinel.strays() if "-> 10.80.0.2" not in stray] == []  # but the replies themselves
 
 
 def test_A44_the_bridges_listeners_serve_nobody_who_comes_straight_to_them(world) -> None:
