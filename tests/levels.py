@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 # In the order of their run: what is quick and tells most comes first. Limits in seconds, about three times what a level takes.
 LIMITS = {"unit": 240, "assumptions": 240, "fuzz": 300, "netns": 600, "container": 1500, "cluster": 1800}
 ONCE_MORE_S = 300
@@ -103,6 +104,7 @@ def _run_level(level: str, rest: list[str], sum_of: Outcome) -> None:
     if not folder.is_dir():
         return
     print(f"== {level}", flush=True)
+    _prepare(level)
     began = time.monotonic()
     found, ended = _pytest([str(folder.relative_to(ROOT)), *rest], LIMITS[level])
     if ended == "time":
@@ -115,6 +117,28 @@ def _run_level(level: str, rest: list[str], sum_of: Outcome) -> None:
           f"in {time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
     sum_of.outcomes |= found.outcomes
     sum_of.texts |= found.texts
+
+
+def _prepare(level: str) -> None:
+    """What is built once for a machine, outside the tests' limits in time. Where it fails, the tests' fixtures say why."""
+    began = time.monotonic()
+    try:
+        if level in ("container", "cluster"):
+            subprocess.run([Path(sys.executable).with_name("mbridge"), "images", "build"], stdout=subprocess.DEVNULL, check=True)
+        if level == "container":
+            import docker
+
+            from tests.lab import images
+
+            client = docker.from_env(timeout=900)
+            for which in images.FOLDERS:
+                images.ensure(client, which)
+        if level == "cluster" and os.geteuid() == 0 and "MBRIDGE_TEST_KUBECONFIG" not in os.environ:
+            subprocess.run([ROOT / "tests" / "cluster" / "cluster", "build"], stdout=subprocess.DEVNULL, check=True)
+    except Exception as error:
+        print(f"== {level}: not prepared: {error}", flush=True)
+    if time.monotonic() - began > 5:
+        print(f"== {level}: prepared in {time.monotonic() - began:.0f} s", flush=True)
 
 
 def _pytest(args: list[str], limit_s: float) -> tuple[Outcome, int | str]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -29,6 +30,8 @@ from ruamel.yaml import YAML
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 MBRIDGE = Path(sys.executable).with_name("mbridge")
+CLUSTER = ROOT / "tests" / "cluster" / "cluster"
+NAMESPACE = "mbridge-demo"
 READY = {
     "db": ["psql", "-U", "postgres", "-c", "SELECT 1"],
     "cache": ["redis-cli", "PING"],
@@ -44,10 +47,7 @@ def main(args: list[str]) -> int:
     options = parser.parse_args(args)
     client = docker.from_env(timeout=600)
     if options.kubernetes:
-        sys.path.insert(0, str(HERE))
-        import kubernetes_demo
-
-        return kubernetes_demo.down() if options.down else kubernetes_demo.up(client)
+        return kubernetes_down() if options.down else kubernetes_up(client)
     compose = YAML(typ="safe").load((ROOT / "compose.yaml").read_text())
     if options.down:
         down(client, compose)
@@ -168,14 +168,54 @@ def show(compose: dict[str, Any]) -> int:
     say("now with mbridge: the same program, the same image")
     target = f"compose/{compose['name']}/shop"
     print(f'\n$ mbridge run {target} -v "$PWD/{shown}:/src" -w /src {image} {" ".join(program)}', flush=True)
-    code = subprocess.run([MBRIDGE, "run", target, *mounted, image, *program], check=False).returncode
+    return close(subprocess.run([MBRIDGE, "run", target, *mounted, image, *program], check=False).returncode, "./dev demo --down")
+
+
+def close(code: int, down_command: str) -> int:
     print()
     if code == 0:
         say("it had the shop's name, address, environment and DNS. Try your own image in place of it; `mbridge --help` shows more")
-        say("the target goes on running; ./dev demo --down removes it")
+        say(f"the target goes on running; {down_command} removes it")
     else:
         say(f"mbridge run ended with {code}; `mbridge doctor` looks for the reason")
     return code
+
+
+# in a cluster
+
+
+def kubernetes_up(client: docker.DockerClient) -> int:
+    """The project's own one-node cluster, the shop in it, and the same program bridged to its pod."""
+    build(client, NAMESPACE)
+    client.images.get(NAMESPACE).tag(NAMESPACE, "demo")  # `latest` would be pulled
+    say("a one-node cluster of the project's own (its binary is compiled once, 5 minutes; then 10 s)")
+    kubeconfig = cluster("up").split()[-1]
+    images = json.loads(subprocess.check_output([MBRIDGE, "images", "ls", "--json"]))
+    agent = next(image["name"] for image in images if image["which"] == "agent")
+    cluster("load", f"{NAMESPACE}:demo", agent)
+    if NAMESPACE not in cluster("kubectl", "get", "namespaces", "-o", "name"):
+        cluster("kubectl", "create", "namespace", NAMESPACE)
+    say(f"the shop in namespace {NAMESPACE}: four deployments, three services, a secret")
+    cluster("kubectl", "apply", "-n", NAMESPACE, "-f", str(HERE / "kubernetes.yaml"))
+    cluster("kubectl", "wait", "-n", NAMESPACE, "--for=condition=Available", "--timeout=90s", "deploy", "--all")
+    command = ["run", "deploy/shop", "-n", NAMESPACE, "-v", f"{HERE}:/src", "-w", "/src", NAMESPACE, "python3", "app.py"]
+    shown = f'-v "$PWD/{os.path.relpath(HERE)}:/src" -w /src {NAMESPACE} python3 app.py'
+    print(f"\n$ export KUBECONFIG={kubeconfig}\n$ mbridge run deploy/shop -n {NAMESPACE} {shown}", flush=True)
+    done = subprocess.run([MBRIDGE, *command], env={**os.environ, "KUBECONFIG": kubeconfig}, check=False)
+    return close(done.returncode, "./dev demo --kubernetes --down")
+
+
+def kubernetes_down() -> int:
+    say("ending the demo's cluster, with all that is in it")
+    cluster("down")
+    return 0
+
+
+def cluster(*words: str) -> str:
+    done = subprocess.run([CLUSTER, *words], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"demo: error: {' '.join(['cluster', *words])} ended with {done.returncode}")
+    return done.stdout
 
 
 # docker run, for machines that have the engine and no docker command
