@@ -112,7 +112,7 @@ class Plan:
                 place=dict(value["place"]),
                 steps=tuple(_op(step) for step in value["steps"]),
             )
-        except (KeyError, TypeError, ValueError) as exc:
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise SpecError(f"the session's plan is damaged: {exc}") from exc
 
     def lines(self) -> list[str]:

@@ -69,8 +69,9 @@ class Engine:
     async def start(self, container: str) -> None:
         await self._ask("POST", f"/containers/{container}/start")
 
-    async def stop(self, container: str, grace_s: int) -> bool:
-        return await self._tolerant("POST", f"/containers/{container}/stop", query={"t": grace_s}, timeout_s=grace_s + 30)
+    async def stop(self, container: str, grace_s: int) -> None:
+        """Its stop signal, and SIGKILL after `grace_s`; returns when it has ended. One that does not run is fine."""
+        await self._tolerant("POST", f"/containers/{container}/stop", query={"t": grace_s}, timeout_s=grace_s + 30)
 
     async def kill(self, container: str, signal: str = "KILL") -> bool:
         """False: it does not run (any more)."""

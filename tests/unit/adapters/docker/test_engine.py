@@ -1,0 +1,99 @@
+"""The engine adapter against the fake engine: its contract, and how faults are told."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from bridge.adapters.docker.endpoint import Endpoint
+from bridge.adapters.docker.engine import Engine, split_image
+from bridge.adapters.docker.wire import Wire
+from bridge.errors import EngineUnavailable, RemoteProtocolError
+from tests.unit.contracts.engine import check_engine
+from tests.unit.fake_engine import Container, FakeEngine
+
+
+async def _shell(container: Container) -> int:
+    """What the contract's two programs do."""
+    if "exit 7" in container.body["Cmd"][-1]:
+        container.output += [(1, b"out\n"), (2, b"err\n")]
+        return 7
+    await container.killed_by()
+    return 3
+
+
+def test_the_fake_engine_keeps_the_contract_of_engines(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with FakeEngine(tmp_path) as engine:
+            engine.programs["app:1"] = _shell
+            await check_engine(engine.endpoint, "app:1")
+
+    asyncio.run(check())
+
+
+def test_no_socket_is_told_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(EngineUnavailable, match="does not exist") as told:
+        asyncio.run(Engine(Endpoint(f"unix://{tmp_path}/none.sock")).connect())
+    assert told.value.hint
+    assert told.value.exit_code == 3
+
+
+def test_a_socket_that_nobody_serves_is_an_engine_that_is_not_running(tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "dead.sock"))
+    with pytest.raises(EngineUnavailable, match="not running: connection refused"):
+        asyncio.run(Engine(Endpoint(f"unix://{tmp_path}/dead.sock")).connect())
+
+
+def _answering(tmp_path: Path, answer: bytes) -> object:
+    """What a wire says of a server that answers with these bytes and closes."""
+
+    async def ask() -> object:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            await writer.drain()
+            writer.close()
+
+        async with await asyncio.start_unix_server(serve, tmp_path / "s"):
+            return await Wire(Endpoint(f"unix://{tmp_path}/s")).request("GET", "/x", timeout_s=5)
+
+    return asyncio.run(ask())
+
+
+def test_a_stranger_on_the_socket_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RemoteProtocolError, match="no engine"):
+        _answering(tmp_path, b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
+
+
+def test_an_engine_that_closes_without_an_answer_is_unavailable(tmp_path: Path) -> None:
+    with pytest.raises(EngineUnavailable, match="before its answer"):
+        _answering(tmp_path, b"")
+
+
+def test_a_chunked_body_is_put_together(tmp_path: Path) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert _answering(tmp_path, head + b'4\r\n{"a"\r\n4;x=y\r\n: 1}\r\n0\r\n\r\n') == {"a": 1}
+
+
+def test_a_broken_chunk_is_the_engines_fault(tmp_path: Path) -> None:
+    with pytest.raises(RemoteProtocolError, match="chunked"):
+        _answering(tmp_path, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
+
+
+@pytest.mark.parametrize(
+    ("image", "parts"),
+    [
+        ("alpine", ("alpine", "latest")),
+        ("python:3.12", ("python", "3.12")),
+        ("localhost:5000/app", ("localhost:5000/app", "latest")),
+        ("localhost:5000/app:1", ("localhost:5000/app", "1")),
+        ("app@sha256:00", ("app", "sha256:00")),
+    ],
+)
+def test_an_image_is_cut_into_name_and_tag(image: str, parts: tuple[str, str]) -> None:
+    assert split_image(image) == parts

@@ -1,0 +1,152 @@
+"""Sessions' folders: who serves them, what a killed process leaves, and how `down` ends both."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bridge.cli import sessions
+from bridge.cli.sessions import SessionFolder
+from bridge.errors import HostError, SpecError
+from bridge.model.plan import Folder, Plan
+from bridge.model.session import SessionStatus, State
+
+SERVE = """
+import os, signal, sys, time
+from bridge.cli import sessions
+folder = sessions.SessionFolder(sessions.root() / sys.argv[1])
+signal.signal(sessions.END, lambda *_: sys.argv[2] == "orderly" and (folder.forget(), sys.exit(0)))
+with folder.lock():
+    print("serving", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def folder() -> SessionFolder:
+    return SessionFolder(sessions.root() / "abcdef")
+
+
+def _plan(folder: SessionFolder, key: str = "who:what", *steps: Folder) -> Plan:
+    return Plan(folder.id, "docker/x", "app", key, {}, {"target": "docker/x", "endpoint": {"url": "unix:///nowhere"}}, steps)
+
+
+@pytest.fixture
+def served(folder: SessionFolder) -> Iterator[subprocess.Popen[bytes]]:
+    yield from _serving(folder, "orderly")
+
+
+def _serving(folder: SessionFolder, manner: str) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, "-c", SERVE, folder.id, manner], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"serving\n"
+        yield process
+        process.kill()
+
+
+def test_the_lock_tells_who_serves(folder: SessionFolder) -> None:
+    assert folder.served() is None
+    with folder.lock():
+        assert folder.served() == os.getpid()
+        with pytest.raises(HostError, match="is served by process"), folder.lock():
+            pass
+    assert folder.served() is None
+
+
+def test_a_killed_process_serves_no_more_and_its_status_says_so(folder: SessionFolder, served: subprocess.Popen[bytes]) -> None:
+    folder.write_status(SessionStatus(folder.id, "docker/x", State.READY, sessions.now()))
+    status = sessions.current_status(folder)
+    assert status is not None
+    assert status.state is State.READY
+    served.kill()
+    served.wait(10)
+    status = sessions.current_status(folder)
+    assert status is not None
+    assert status.state is State.FAILED
+    assert "mbridge down" in str(status.why)
+
+
+def test_down_lets_the_process_undo_by_itself(folder: SessionFolder, served: subprocess.Popen[bytes]) -> None:
+    asyncio.run(sessions.down(folder, lambda line: None))
+    assert served.wait(10) == 0
+    assert not folder.path.exists()
+
+
+def test_down_undoes_the_journal_of_a_killed_process_and_twice_is_fine(folder: SessionFolder, tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    folder.save(_plan(folder, "k", Folder(str(tmp_path / "made"))))
+    for _ in range(2):
+        asyncio.run(sessions.down(folder, lambda line: None))
+        assert not (tmp_path / "made").exists()
+        assert not folder.path.exists()
+
+
+def test_a_folder_without_a_plan_had_changed_nothing(folder: SessionFolder) -> None:
+    with folder.lock():
+        pass
+    asyncio.run(sessions.down(folder, lambda line: None))
+    assert not folder.path.exists()
+
+
+def test_only_an_orphan_of_the_same_wish_is_taken_over(folder: SessionFolder) -> None:
+    folder.save(_plan(folder, "who:what"))
+    assert sessions.orphan("who") == folder
+    assert sessions.orphan("else") is None
+    with folder.lock():
+        assert sessions.orphan("who") is None
+        assert sessions.running("who") == folder
+
+
+def test_a_session_is_found_by_its_beginning_and_nearly_right_names_are_offered(folder: SessionFolder) -> None:
+    for name in ("abcdef", "abzzzz"):
+        with SessionFolder(sessions.root() / name).lock():
+            pass
+    assert sessions.find("abc") == folder
+    with pytest.raises(SpecError, match=r"could be session ab.* or ab"):
+        sessions.find("ab")
+    with pytest.raises(SpecError) as told:
+        sessions.find("abcdeg")
+    assert told.value.hint == "did you mean abcdef?"
+    with pytest.raises(SpecError):
+        sessions.find("")
+
+
+def test_the_key_is_made_once_and_only_its_owner_may_read_it(state: Path) -> None:
+    private, public = sessions.key_pair()
+    assert private.startswith("-----BEGIN OPENSSH PRIVATE KEY-----")
+    assert public.startswith("ssh-ed25519 ")
+    assert (state / "mbridge" / "id_ed25519").stat().st_mode & 0o777 == 0o600
+    assert sessions.key_pair() == (private, public)
+
+
+def test_a_state_folder_that_cannot_be_made_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    with pytest.raises(HostError, match="state folder"):
+        sessions.root()
+
+
+def test_ids_are_six_letters_and_new() -> None:
+    ids = {sessions.new().id for _ in range(50)}
+    assert all(len(name) == 6 and name.isalpha() and name.islower() for name in ids)
+    assert len(ids) == 50
+
+
+def test_the_owners_label_reveals_nothing_and_differs_by_state_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    mine = sessions.owner()
+    assert len(mine) == 16
+    assert mine == sessions.owner()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other"))
+    assert sessions.owner() != mine
