@@ -108,10 +108,12 @@ def _run_level(level: str, rest: list[str], sum_of: Outcome) -> None:
     began = time.monotonic()
     found, ended = _pytest([str(folder.relative_to(ROOT)), *rest], LIMITS[level])
     if ended == "time":
-        found.take({"test": found.unfinished or f"tests/{level}", "outcome": "failed",
-                    "text": f"the level's {LIMITS[level]} s were over while this test ran"})  # fmt: skip
+        # named after the level, so that it does not run once more: the tests behind it have not run at all
+        found.take({"test": f"tests/{level}", "outcome": "failed",
+                    "text": f"the level's {LIMITS[level]} s were over while {found.unfinished or 'nothing'} ran"})  # fmt: skip
     elif ended not in (0, 1, 5) or (found.unfinished and ended != 0):  # 5: nothing was selected
-        found.take({"test": found.unfinished or f"tests/{level}", "outcome": "failed", "text": f"pytest ended with {ended}"})
+        found.take({"test": f"tests/{level}", "outcome": "failed",
+                    "text": f"pytest ended with {ended} while {found.unfinished or 'nothing'} ran"})  # fmt: skip
     count = Counter(found.outcomes.values())
     print(f"== {level}: {count['passed']} passed, {count['failed']} failed, {count['skipped']} skipped "
           f"in {time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
