@@ -172,7 +172,12 @@ class DockerPlace:
     # looking the target up
 
     async def _by_name(self, target: DockerTarget) -> Json:
-        container = await self.engine.inspect(target.name)
+        container = None
+        try:
+            container = await self.engine.inspect(target.name)
+        except EngineRefused as exc:
+            if "multiple ids" not in exc.message.lower():  # the engine's words for several with that beginning; told better below
+                raise
         if container is not None:
             return container
         listed = await self.engine.containers()
