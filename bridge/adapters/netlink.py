@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,7 +22,7 @@ from typing import Any, Self
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from bridge.errors import MissingCapability
+from bridge.errors import KernelLacks, MissingCapability
 from bridge.model.rules import Route, Verdict
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ _IFA_F_NODAD = 0x02  # linux/if_addr.h
 _RTN_UNREACHABLE = 7
 _METRIC, _METRIC_BENEATH = 100, 4096
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
+_NO_IPV6 = (errno.EACCES, errno.EAFNOSUPPORT, errno.EOPNOTSUPP)
 _PROTOCOLS = {"tcp": 6, "udp": 17}
 
 
@@ -79,12 +81,7 @@ class SessionRoutes:
         _write(f"/proc/sys/net/ipv6/conf/{tun}/router_solicitations", "0")
         await self._do("link", "set", index=index, state="up", mtu=mtu)
         await self._do("link", "set", index=1, state="up")
-        interfaces = [ip_interface(address) for address in addresses]
-        for interface in interfaces:
-            prefix = 32 if interface.version == 4 else 128
-            # No duplicate detection, which ends later: till then the address is no source for a route (EINVAL), one time in five.
-            flags = {"flags": _IFA_F_NODAD} if interface.version == 6 else {}
-            await self._do("addr", "add", index=index, address=str(interface.ip), prefixlen=prefix, **flags)
+        interfaces = [interface for interface in map(ip_interface, addresses) if await self._address(index, interface)]
         for family, version in zip(_FAMILIES, (4, 6), strict=True):
             own = [str(interface.ip) for interface in interfaces if interface.version == version]
             await self._table(family, index, own[0] if own else None)
@@ -96,6 +93,17 @@ class SessionRoutes:
             await self.learn([Route(PRIORITY_NETWORKS, network, Verdict.DIRECT, None, None)])
         await self.learn(routes)
         await self._take_away_stale(index, {str(interface.ip) for interface in interfaces})
+
+    async def _address(self, index: int, interface: IPv4Interface | IPv6Interface) -> bool:
+        """Whether the tun has the address now: not where IPv6 is switched off in this netns; then that family is unreachable."""
+        if interface.version == 4:
+            return await self._do("addr", "add", index=index, address=str(interface.ip), prefixlen=32)
+        # No duplicate detection, which ends later: till then the address is no source for a route (EINVAL), one time in five.
+        fields: dict[str, Any] = {"index": index, "address": str(interface.ip), "prefixlen": 128, "flags": _IFA_F_NODAD}
+        if await self._do("addr", "add", tolerated=_NO_IPV6, **fields):
+            return True
+        log.warning("IPv6 is switched off here: %s is left out", interface.ip)
+        return False
 
     async def learn(self, routes: Iterable[Route]) -> None:
         """Add rules; one that stands already is left as it is."""
@@ -138,20 +146,25 @@ class SessionRoutes:
             self._added.add(_Rule.of(family, {"action": _FR_ACT_TO_TBL, **fields, "priority": priority}))
         await self._do("rule", verb, family=family, priority=priority, **fields)
 
-    async def _do(self, what: str, verb: str, **fields: Any) -> None:
+    async def _do(self, what: str, verb: str, *, tolerated: Container[int] = (), **fields: Any) -> bool:
+        """Whether it is so now. Absence and presence are fine where they are what was asked for."""
         try:
             await getattr(self._ip, what)(verb, **fields)
         except NetlinkError as exc:
+            if exc.code in tolerated:
+                return False
             if exc.code == errno.EPERM:
                 raise MissingCapability("changing routes is not allowed", hint="the bridge needs NET_ADMIN") from exc
             if verb == "add" and exc.code == errno.EEXIST:
-                return
+                return True
             if verb == "del" and exc.code in (errno.ENOENT, errno.ESRCH):
-                return
+                return True
             if fields.get("family") == socket.AF_INET6 and exc.code in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
                 log.debug("= no IPv6 in this kernel: %s %s left out", what, verb)
-                return
-            raise
+                return False
+            told = " ".join(f"{name} {value}" for name, value in fields.items())
+            raise KernelLacks(f"the kernel refused {what} {verb} ({told}): {os.strerror(exc.code)}") from exc
+        return True
 
     async def _take_away_stale(self, index: int, addresses: set[str]) -> None:
         """What an earlier bridge of this netns added and this one did not."""

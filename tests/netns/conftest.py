@@ -546,7 +546,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="module")
 def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """A wired session. A test module says otherwise by RULES, LOOPBACK, HOLD and FACTS."""
+    """A wired session. A test module says otherwise by RULES, LOOPBACK, HOLD, IPV6 and FACTS."""
     if (lacks := _lacking()) is not None:
         pytest.skip(f"netns: this machine lacks {lacks}")
     module = request.module
@@ -560,6 +560,8 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     )
     try:
         made.set_up()
+        if not getattr(module, "IPV6", True):
+            made.ses.call("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")
         made.start()
         made.sentinel.strays()
         yield made
