@@ -134,7 +134,12 @@ class SessionRoutes:
         await self._rule(family, route.priority, verb=verb, **fields)
 
     async def _table(self, family: int, index: int, source: str | None) -> None:
-        everywhere = {"family": family, "dst": "0.0.0.0" if family == socket.AF_INET else "::", "dst_len": 0, "table": TABLE}
+        everywhere: dict[str, Any] = {
+            "family": family,
+            "dst": "0.0.0.0" if family == socket.AF_INET else "::",
+            "dst_len": 0,
+            "table": TABLE,
+        }
         await self._do("route", "add", type=_RTN_UNREACHABLE, priority=_METRIC_BENEATH, **everywhere)
         if source is not None:
             await self._do("route", "replace", oif=index, prefsrc=source, priority=_METRIC, **everywhere)
