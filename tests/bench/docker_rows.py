@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from statistics import median
 
+from tests.bench import far_rows, own_rows
 from tests.bench.figures import Row, alternate, number, ratio
 from tests.bench.scene import Scene, Way
 
@@ -47,4 +48,13 @@ def latency(scene: Scene) -> Iterable[Row]:
         yield Row(name, f"{what}, against ssh -L", ratio(taken["mbridge"], taken["ssh -L"]), "×", must, goal, detail)
 
 
-ROWS: dict[str, Callable[[Scene], Iterable[Row]]] = {"bulk": bulk, "latency": latency}
+ROWS: dict[str, Callable[[Scene], Iterable[Row]]] = {
+    "bulk": bulk,
+    "latency": latency,
+    "many": own_rows.many,
+    "far": far_rows.far,
+    "start": own_rows.start,
+    "dns": own_rows.names,
+    "memory": own_rows.memory,
+    "images": own_rows.images,
+}

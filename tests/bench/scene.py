@@ -69,6 +69,29 @@ def resident(container: Container) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def traffic(box: Box, function: str, **arguments: Any) -> Any:
+    """One function of traffic.py, run in the box; its answer."""
+    ran = box.run("python3", "-c", TRAFFIC, function, json.dumps(arguments), limit_s=120)
+    assert ran.code == 0, f"{box.name} {function}: code {ran.code}: {ran.err[-1000:]}"
+    return json.loads(ran.out.splitlines()[-1])
+
+
+class Begun:
+    """A function of traffic.py that runs beside the bench: `until` it prints a line, then its `answer`."""
+
+    def __init__(self, box: Box, function: str, **arguments: Any) -> None:
+        self._chunks = box.container.exec_run(["python3", "-c", TRAFFIC, function, json.dumps(arguments)], stream=True).output
+        self._said = b""
+
+    def until(self, line: str) -> None:
+        while f"{line}\n".encode() not in self._said:
+            self._said += next(self._chunks)
+
+    def answer(self) -> Any:
+        self._said += b"".join(self._chunks)
+        return json.loads(self._said.splitlines()[-1])
+
+
 @dataclass
 class Way:
     """How a client reaches the traffic server: from which box, at which address; whose CPU time it costs."""
@@ -81,12 +104,11 @@ class Way:
     spent: dict[str, float] = field(default_factory=dict)
     moved: float = 0.0
 
-    def run(self, function: str, limit_s: float = 120, **arguments: Any) -> Any:
-        """One function of traffic.py; its answer."""
-        told = json.dumps({"host": self.host, "port": self.port, **arguments})
-        ran = self.box.run("python3", "-c", TRAFFIC, function, told, limit_s=limit_s)
-        assert ran.code == 0, f"{self.name} {function}: code {ran.code}: {ran.err[-1000:]}"
-        return json.loads(ran.out.splitlines()[-1])
+    def run(self, function: str, **arguments: Any) -> Any:
+        return traffic(self.box, function, host=self.host, port=self.port, **arguments)
+
+    def begin(self, function: str, **arguments: Any) -> Begun:
+        return Begun(self.box, function, host=self.host, port=self.port, **arguments)
 
     def metered(self, function: str, units: float, **arguments: Any) -> Any:
         """The same, with what it cost: seconds of CPU per unit add up in `costs`."""
@@ -142,6 +164,17 @@ class Scene:
         target = f"docker/{self.lab.target.name}"
         self.say(f"mbridge run {target}")
         return self._stack.enter_context(bridged(self.lab, self.cli, target))
+
+    @contextlib.contextmanager
+    def another_app(self) -> Iterator[App]:
+        """A session of its own, with a target of its own."""
+        with self.lab.another_target(60) as target, bridged(self.lab, self.cli, f"docker/{target.name}") as app:
+            yield app
+
+    @cached_property
+    def on_host(self) -> Box:
+        """A container in the host's own netns."""
+        return self.lab.box("host", self.lab.lab_image, ["sleep", "infinity"], network="host")
 
     @cached_property
     def agent(self) -> Container:
