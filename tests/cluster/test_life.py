@@ -99,6 +99,7 @@ def test_K11_scaled_to_zero_and_back_the_session_waits_and_says_so(namespace: Na
         namespace.kubectl("scale", "deploy/web", "--replicas=0")
         status = eventually(app.status, lambda status: status["state"] == "reconnecting", 20)
         assert "pod web-" in status["why"], "in the cluster's own words"
+        namespace.until("no pod", lambda: not namespace.pods("app=web"))
         namespace.kubectl("scale", "deploy/web", "--replicas=1")
         namespace.ready("app=web")
         follows_to_another_pod(namespace, app, talk, old)

@@ -5,7 +5,8 @@ Theory of operation: the caller gets the other end, a plain connected stream soc
     port-forward   v4.channel.k8s.io  channel 0 data, 1 error; the first message on each is the port, 2 bytes, little-endian
     exec           v5 (else v4)       channel 0 stdin, 1 stdout, 2 stderr, 3 a Status object as JSON; v5: 255 closes one
 
-Either side's end ends both: a carrier knows no half-close. What the far side said last is kept in `Pump.why`, since it tells
+The far side's end ends both; the caller's end lingers, since neither protocol knows a half-close: what the caller sent is still on
+its way, and a WebSocket closed over it would be reset in the pod. What the far side said last is kept in `Pump.why`, since it tells
 "connection refused inside the pod" (the agent is gone) from "the API server went away".
 
 Limits: one copy each way between WebSocket and socket pair; measured, the cluster's own path costs more than that.
@@ -29,6 +30,7 @@ from bridge.errors import ClusterError, LinkLost
 
 _log = logging.getLogger(__name__)
 _PIECE = 256 * 1024
+_LINGER_S = 5.0
 _EXEC = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 
 
@@ -51,6 +53,8 @@ class Pump:
         down = asyncio.ensure_future(self._down())
         try:
             await asyncio.wait((up, down), return_when=asyncio.FIRST_COMPLETED)
+            if not down.done():
+                await asyncio.wait((down,), timeout=_LINGER_S)
         finally:
             for task in (up, down):
                 task.cancel()
@@ -70,20 +74,22 @@ class Pump:
 
     async def _down(self) -> None:
         loop = asyncio.get_running_loop()
-        with contextlib.suppress(OSError):
-            async for message in self.ws:
-                if message.type is not aiohttp.WSMsgType.BINARY or not message.data:
-                    continue
-                channel, body = message.data[0], memoryview(message.data)[1:]
-                if (missing := self.skip - self._skipped.get(channel, 0)) > 0:
-                    taken = min(missing, len(body))
-                    self._skipped[channel] = self._skipped.get(channel, 0) + taken
-                    body = body[taken:]
-                if channel == self.data_out:
-                    if body:
-                        await loop.sock_sendall(self.sock, body)
-                elif channel in self.errors and body:
-                    self.why = (self.why + bytes(body).decode(errors="replace"))[-2000:]
+        heard = True  # whether the caller still reads; if not, the far side must be read all the same to reach its end
+        async for message in self.ws:
+            if message.type is not aiohttp.WSMsgType.BINARY or not message.data:
+                continue
+            channel, body = message.data[0], memoryview(message.data)[1:]
+            if (missing := self.skip - self._skipped.get(channel, 0)) > 0:
+                taken = min(missing, len(body))
+                self._skipped[channel] = self._skipped.get(channel, 0) + taken
+                body = body[taken:]
+            if channel == self.data_out and body and heard:
+                try:
+                    await loop.sock_sendall(self.sock, body)
+                except OSError:
+                    heard = False
+            elif channel in self.errors and body:
+                self.why = (self.why + bytes(body).decode(errors="replace"))[-2000:]
         if error := self.ws.exception():
             self.why = self.why or str(error)
 

@@ -2,8 +2,8 @@
 
 Theory of operation: the pod is watched where that is allowed, else looked at every 0.2 s; what the kubelet says while the
 container waits is progress, and what it says when it gives up (an image that cannot be pulled) ends the wait, in its own words.
-It says so in an event at once, in an ephemeral container's status up to 15 s later, so after 1.5 s events are read as well. The first log line comes by
-following the log, so it costs one request however long Python takes to start.
+It says so in an event at once, in an ephemeral container's status up to 15 s later, so after 1.5 s events are read as well.
+The first log line comes by following the log, so it costs one request however long Python takes to start.
 
     patch or create -> waiting -> running -> first line          Refused (admission, quota, Pod Security) at the first arrow
 """
