@@ -131,7 +131,8 @@ class DockerPlace:
                     return "direct", await self._dial_direct(agent)
                 return "exec", await self._dial_exec(agent)
             except (LinkError, OSError, TimeoutError) as exc:
-                faults.append(f"{way}: {exc or 'no answer'}")
+                said = (exc.strerror or "").lower() if isinstance(exc, OSError) else str(exc)
+                faults.append(f"{way}: {said or 'no answer'}")
         container = await self.engine.inspect(agent.name)
         if container is None or not container["State"]["Running"]:
             last = await self.engine.last_lines(agent.name, 5) if container else []
@@ -367,9 +368,7 @@ class DockerPlace:
                         if event["Action"] == "die" and event["Actor"]["ID"] == container["Id"] and not gone:
                             gone = True
                             code = attributes.get("exitCode", "?")
-                            self._changes.put_nowait(
-                                TargetChange("gone", f"the target {_name_of(container)} has stopped (exit code {code})")
-                            )
+                            await self._on_gone(f"the target {_name_of(container)} has stopped (exit code {code})")
                         elif event["Action"] == "start" and (gone or event["Actor"]["ID"] == container["Id"]):
                             with contextlib.suppress(TargetNotFound):  # it stopped again at once
                                 container = await self._refound()

@@ -63,6 +63,7 @@ class FakeEngine:
         self.refuse: dict[str, str] = {}  # "POST /containers/create" → message
         self.calls: list[str] = []
         self.hold: dict[str, asyncio.Event] = {}  # a call waits for it, its effect done
+        self.listened = asyncio.Event()  # somebody follows the events
         self._numbers = iter(range(1, 1 << 20))
         self._events: list[asyncio.Queue[Json]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -219,6 +220,7 @@ class FakeEngine:
     async def _follow(self, writer: asyncio.StreamWriter) -> None:
         queue: asyncio.Queue[Json] = asyncio.Queue()
         self._events.append(queue)
+        self.listened.set()
         _chunk_head(writer)
         while True:
             _chunk(writer, await queue.get())
