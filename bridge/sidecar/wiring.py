@@ -6,6 +6,9 @@ a netns that outlives its bridge must stay closed. All of it goes with the pause
 
 A target that moved (another pod, another address) is wired again by `rewire()`, under the running app: its addresses,
 resolvers and files change, listeners and queue stay, and there is no moment in which a packet could leave by another way.
+
+Limits: a network that the session joins later is CLUSTER until the next wiring. A new bridge forgets what an earlier one
+learned of names: a DIRECT connection by such a rule stalls until its name is asked for again.
 """
 
 from __future__ import annotations
