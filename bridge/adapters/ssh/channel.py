@@ -305,9 +305,10 @@ class Channel:
             sink.on_lost(False)
 
     def _renew(self) -> None:
-        if self._own_window * 2 >= self._target or self._eof_received or self._close_sent or self._lost:
+        windows = self._connection.windows
+        if self._eof_received or self._close_sent or self._lost or not windows.is_due(self._target, self._own_window):
             return
-        self._target = self._connection.windows.renew(self._target)
+        self._target = windows.renew(self._target)
         more = self._target - self._own_window
         if more > 0:
             self._own_window += more

@@ -10,14 +10,14 @@ from bridge.adapters.ssh.windows import LEAST, MOST, START, Windows
 MiB = 1 << 20
 
 
-def test_a_channel_starts_small_and_doubles_with_use_to_its_most() -> None:
+def test_a_channel_starts_small_and_grows_fast_with_use_to_its_most() -> None:
     windows = Windows(256 * MiB)
     target = windows.start()
     seen = [target]
     while target < MOST:
         target = windows.renew(target)
         seen.append(target)
-    assert seen == [START << step for step in range(7)]
+    assert seen == [START << step for step in (0, 2, 4, 6)]
     assert windows.renew(target) == MOST
 
 
@@ -62,3 +62,10 @@ def test_the_sum_is_bounded_and_returns_to_nothing(steps: list[tuple[str, int]])
     for target in held:
         windows.end(target)
     assert windows.promised == 0
+
+
+def test_a_small_window_is_renewed_by_the_half_and_a_large_one_by_the_mebibyte() -> None:
+    assert not Windows.is_due(START, START // 2)
+    assert Windows.is_due(START, START // 2 - 1)
+    assert not Windows.is_due(MOST, MOST - MiB + 1)
+    assert Windows.is_due(MOST, MOST - MiB)
