@@ -211,6 +211,8 @@ class _Hosting:
             with self._ui.step("link") as step:
                 ready = await serving.ready
                 step.done(f"{', '.join(ready.facts.addresses) or 'no address'} of {ready.facts.hostname}")
+            for warning in getattr(self._place, "warnings", ()):  # what this kind of place does with less than was asked
+                self._ui.warn(warning)
             if environ is not None:
                 await self._engine.put_files(by_role["bridge"].name, bodies.VOLUME_IN_BRIDGE, {bodies.ENVIRON_FILE: environ.result()})
             app, attach = wish.app, self._manner.attach

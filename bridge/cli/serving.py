@@ -211,7 +211,8 @@ class Serving:
                 self._on_status(None, change.why)
                 continue
             self._gone = None
-            self._on_status(None, change.why)
+            # `back` is no trouble by itself: where the link fell with the target, the bridge says so
+            self._on_status(None, change.why if change.kind == "moved" else None)
             if change.kind == "moved":
                 try:
                     await self._remake(self.agent)

@@ -65,7 +65,7 @@ def namespace(cluster: Cluster, images: str, tmp_path: Path) -> Iterator[Namespa
     cluster.kubectl("create", "namespace", name)
     made = Namespace(cluster, name, tmp_path / "state", images)
     try:
-        made.until("the default service account", lambda: made.kubectl("get", "serviceaccount", "default", check=False))
+        made.until("the default service account", lambda: made.kubectl("get", "serviceaccount", "default", check=False), 90)
         yield made
     finally:
         cluster.kubectl("delete", "namespace", name, "--wait=false")
