@@ -3,6 +3,7 @@
 Standard library only, for it runs wherever a python3 is. The server answers by the first byte of a connection:
     E  echo                     S  sink: at the end of stream, 8 bytes that count what came
     G  then 8 bytes: a number; as many bytes come back
+    U  then 8 bytes: a number; once as many came, the number goes back (for tunnels that know no half-close)
 
 Blocking sockets and a thread each: what is measured should be the tunnel, and an event loop at the ends is a tunnel's cost again.
 """
@@ -43,6 +44,12 @@ def _answer(sock):
                     sock.sendall(data)
             elif first == b"S":
                 sock.sendall(NUMBER.pack(_drain(sock)))
+            elif first == b"U":
+                size = NUMBER.unpack(_exactly(sock, 8))[0]
+                view, left = memoryview(bytearray(1 << 20)), size
+                while left and (count := sock.recv_into(view, min(left, len(view)))):
+                    left -= count
+                sock.sendall(NUMBER.pack(size - left))
             elif first == b"G":
                 _pour(sock, NUMBER.unpack(_exactly(sock, 8))[0])
         except OSError:
@@ -86,6 +93,17 @@ def up(host, port, size):
         started = clock()
         _pour(sock, size)
         sock.shutdown(socket.SHUT_WR)
+        count = NUMBER.unpack(_exactly(sock, 8))[0]
+        taken = clock() - started
+    assert count == size, f"{count} of {size} bytes arrived"
+    return taken
+
+
+def up_counted(host, port, size):
+    """As `up`, but the far end counts instead of waiting for the end of stream."""
+    with _open(host, port, b"U" + NUMBER.pack(size)) as sock:
+        started = clock()
+        _pour(sock, size)
         count = NUMBER.unpack(_exactly(sock, 8))[0]
         taken = clock() - started
     assert count == size, f"{count} of {size} bytes arrived"
