@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from bridge.errors import LinkError
 from bridge.model.facts import AgentIdentity, TargetFound
 from bridge.protocol import udp
 from bridge.protocol.control import FlowRefused as FlowRefused  # the adapters raise it too, and may not import the engine
@@ -73,6 +74,16 @@ class Link(Protocol):
 
     async def open_flow(self, address: str, port: int, app: tuple[str, int]) -> Channel:
         """Have the agent dial. Raises FlowRefused with the dial's errno, LinkError when the session ends."""
+        ...
+
+    def begin_flow(
+        self, address: str, port: int, app: tuple[str, int], answered: Callable[[Channel | FlowRefused | LinkError], bool]
+    ) -> bool:
+        """The same without a task of its own; False where the link is down: use `open_flow`, which waits.
+
+        `answered` is called once: with LinkError when the connection was lost meanwhile, and another may do. It says whether
+        anybody still wants the flow.
+        """
         ...
 
     def send(self, message: udp.Message) -> None: ...

@@ -51,6 +51,37 @@ class _Opened:
     timer: asyncio.TimerHandle
 
 
+class _Hold:
+    """A SYN being held while the agent dials, without a task: most connections of most apps are short."""
+
+    __slots__ = ("_key", "_outgoing", "_over", "_packet_id", "timer")
+
+    def __init__(self, outgoing: Outgoing, key: Key, packet_id: int) -> None:
+        self._outgoing = outgoing
+        self._key = key
+        self._packet_id = packet_id
+        self._over = False
+        self.timer: asyncio.TimerHandle | None = None
+
+    def answered(self, answer: Channel | FlowRefused | LinkError) -> bool:
+        if self._over:
+            return False
+        self._over = True
+        if self.timer is not None:
+            self.timer.cancel()
+        if isinstance(answer, FlowRefused):
+            self._outgoing.refused(self._key, self._packet_id, answer.errno_name)
+        elif isinstance(answer, LinkError):
+            self._outgoing.wait_for_link(self._key, self._packet_id)
+        else:
+            self._outgoing.opened(self._key, self._packet_id, answer)
+        return True
+
+    def give_up(self) -> None:
+        self._over = True
+        self._outgoing.given_up(self._key, self._packet_id)
+
+
 class Outgoing:
     """Feed it held SYNs (`on_syn`) and accepted connections (`on_arrival`)."""
 
@@ -85,7 +116,11 @@ class Outgoing:
             self._holder.drop(syn.packet_id)
             return
         self._opening.add(key)
-        self._group.create_task(self._open_held(key, syn.packet_id), name="flow-dial")
+        hold = _Hold(self, key, syn.packet_id)
+        if self._link.begin_flow(syn.address, syn.port, key[:2], hold.answered):
+            hold.timer = self._loop.call_later(HOLD_S, hold.give_up)
+        else:
+            self.wait_for_link(key, syn.packet_id)
 
     def on_arrival(self, arrival: Arrived) -> None:
         """A redirected connection reached the listener."""
@@ -101,26 +136,46 @@ class Outgoing:
             self._reset(arrival)  # nobody's SYN was held for it
 
     async def _open_held(self, key: Key, packet_id: int) -> None:
-        assert self._holder is not None
         app_addr, app_port, address, port = key
         try:
             async with asyncio.timeout(HOLD_S):
                 channel = await self._link.open_flow(address, port, (app_addr, app_port))
         except FlowRefused as refused:
-            log.debug("! flow tcp app %s:%d -> %s:%d: %s", *key, refused.errno_name)
-            self._holder.refuse(packet_id, refused.errno_name)
-            return
+            self.refused(key, packet_id, refused.errno_name)
         except (TimeoutError, LinkError):
-            self._holder.drop(packet_id)
-            return
-        finally:
+            self.given_up(key, packet_id)
+        except BaseException:
             self._opening.discard(key)
+            raise
+        else:
+            self.opened(key, packet_id, channel)
+
+    # What became of a hold
+
+    def wait_for_link(self, key: Key, packet_id: int) -> None:
+        self._group.create_task(self._open_held(key, packet_id), name="flow-dial")
+
+    def refused(self, key: Key, packet_id: int, errno_name: str) -> None:
+        assert self._holder is not None
+        self._opening.discard(key)
+        log.debug("! flow tcp app %s:%d -> %s:%d: %s", *key, errno_name)
+        self._holder.refuse(packet_id, errno_name)
+
+    def given_up(self, key: Key, packet_id: int) -> None:
+        assert self._holder is not None
+        self._opening.discard(key)
+        self._holder.drop(packet_id)
+
+    def opened(self, key: Key, packet_id: int, channel: Channel) -> None:
+        assert self._holder is not None
+        self._holder.accept(packet_id)  # first: the app waits for it
+        self._opening.discard(key)
         stale = self._take(key)
         if stale is not None:
             self._close_unused(stale)
+        app_addr, _, address, port = key
         self._opened[key] = _Opened(channel, self._loop.call_later(ARRIVE_S, self._expire, key))
         self._awaited.setdefault((app_addr, address, port), {})[key] = None
-        self._holder.accept(packet_id)
 
     def _claim(self, key: Key) -> _Opened | None:
         """The channel that an arrival may take: its own, else the oldest to the same destination that nobody has claimed."""

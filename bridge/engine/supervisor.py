@@ -168,6 +168,12 @@ class Supervisor:
             else:
                 return channel
 
+    def begin_flow(
+        self, address: str, port: int, app: tuple[str, int], answered: Callable[[Channel | FlowRefused | LinkError], bool]
+    ) -> bool:
+        ssh = self._flows.ssh
+        return ssh is not None and not ssh.closed.done() and ssh.begin_flow(address, port, app, answered)
+
     def send(self, message: udp.Message) -> None:
         if self._control.carried:
             self._udp_channel.send(message)

@@ -101,6 +101,11 @@ class Stream:
     def unsent_bytes(self) -> int:
         return self._written - self._committed
 
+    @property
+    def urgent(self) -> bool:
+        """There are frames beside DATA to send."""
+        return bool(self._handshake or self._ack_now or self._pong_now or self._ping_now or self._closing)
+
     def set_secret(self, secret: bytes) -> None:
         """The secret that both ends agreed on inside SSH."""
         if len(secret) != SECRET_SIZE:

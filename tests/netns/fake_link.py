@@ -141,6 +141,9 @@ class FakeLink:
         _, channel = await self._loop.create_connection(SocketChannel, sock=sock)
         return channel
 
+    def begin_flow(self, address: str, port: int, app: tuple[str, int], answered: object) -> bool:
+        return False
+
     async def ask(self, nameserver: str, query: bytes, over_tcp: bool) -> bytes:
         async with asyncio.timeout(5):
             sock = await self._socket(nameserver, socket.SOCK_STREAM if over_tcp else socket.SOCK_DGRAM)

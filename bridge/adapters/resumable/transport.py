@@ -19,11 +19,12 @@ from typing import Any
 
 from bridge.adapters.resumable.carrier import Carrier
 from bridge.errors import BridgeError, LinkLost, LocalProtocolError, RemoteProtocolError
-from bridge.protocol.stream import REPLAY_BYTES, Buffer, State, Stream, StreamRefused
+from bridge.protocol.stream import ACK_S, REPLAY_BYTES, Buffer, State, Stream, StreamRefused
 from bridge.protocol.stream_frames import ID_SIZE, NONCE_SIZE, Kind, Reader
 
 _HIGH_BYTES, _LOW_BYTES = 512 << 10, 128 << 10  # little queued here: a keystroke waits behind all of it
 _FLUSH_BYTES = 256 << 10  # a burst need not wait for the end of the loop iteration
+_LATER_S = 0.01
 _QUIET_S = 0.0003  # after so long without a write the next one goes out at once: 40 µs less on an idle link's round trip
 
 
@@ -46,6 +47,8 @@ class ResumableTransport(asyncio.Transport):
         self._closing = self._ended = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = self._sent_at = 0.0
+        self._lazy = False  # all that is unsent may wait for `_lazy_timer`
+        self._lazy_timer: asyncio.TimerHandle | None = None
 
     @classmethod
     def client(cls, loop: asyncio.AbstractEventLoop, *, replay_bytes: int = REPLAY_BYTES) -> ResumableTransport:
@@ -71,7 +74,7 @@ class ResumableTransport(asyncio.Transport):
         """The owner waits for the far end: a dead carrier is noticed within 15 s although nothing is sent."""
         if value != self.stream.expecting:
             self.stream.expecting = value
-            self._arm()
+            self._arm(self._loop.time())
 
     def on_carrier_lost(self, callback: Callable[[str], None]) -> None:
         """`callback(why)`: the carrier is gone and the stream waits for another."""
@@ -156,13 +159,15 @@ class ResumableTransport(asyncio.Transport):
         except BaseException:  # the protocol's own fault: the stream cannot go on behind its back
             self._end(LocalProtocolError("the stream's protocol failed"))
             raise
-        self._flush()
+        if not self._lazy or stream.urgent:
+            self._flush()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Bytes and bytearrays are kept by reference until the far end has them, and must not change; a view is copied."""
         if self._closing:
             return
         stream = self.stream
+        self._lazy = False
         stream.write(bytes(data) if isinstance(data, memoryview) else data)
         if self._carrier is not None and not self._carrier.busy:
             if stream.unsent_bytes >= _FLUSH_BYTES or self._loop.time() - self._sent_at > _QUIET_S:
@@ -174,6 +179,21 @@ class ResumableTransport(asyncio.Transport):
             self._paused_writing = True
             if self._protocol is not None:
                 self._protocol.pause_writing()
+
+    def write_later(self, data: bytes | bytearray) -> None:
+        """The same for what nobody waits for: it goes out with the next write, after 10 ms at the latest."""
+        if self._closing:
+            return
+        alone = not self.stream.unsent_bytes
+        self.stream.write(data)
+        if alone:
+            self._lazy = True
+            if self._lazy_timer is None:
+                self._lazy_timer = self._loop.call_later(_LATER_S, self._flush_lazy)
+
+    def _flush_lazy(self) -> None:
+        self._lazy_timer = None
+        self._flush()
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
         for data in list_of_data:
@@ -253,6 +273,7 @@ class ResumableTransport(asyncio.Transport):
         carrier, stream = self._carrier, self.stream
         if carrier is None:
             return
+        self._lazy = False
         now = self._loop.time()
         while not carrier.busy and not carrier.closed:
             buffers = stream.take(now)
@@ -272,10 +293,12 @@ class ResumableTransport(asyncio.Transport):
             self._paused_writing = False
             if self._protocol is not None:
                 self._protocol.resume_writing()
-        self._arm()
+        self._arm(now)
 
-    def _arm(self) -> None:
+    def _arm(self, now: float) -> None:
         """Have `_tick` called in time; a timer that is too early is left as it is."""
+        if self._timer is not None and self._timer_at <= now + ACK_S:
+            return  # no deadline that arises from now on comes sooner than ACK_S
         at = self.stream.deadline()
         if at is None or self._carrier is None or (self._timer is not None and self._timer_at <= at):
             return
@@ -321,6 +344,8 @@ class ResumableTransport(asyncio.Transport):
         self._ended = self._closing = True
         self.stream.state = State.CLOSED
         carrier, self._carrier = self._carrier, None
+        if self._lazy_timer is not None:
+            self._lazy_timer.cancel()
         if carrier is not None:
             carrier.finish()
         if self._timer is not None:

@@ -16,6 +16,7 @@ Limits: what one `write` call holds is all that waits here, if the user heeds `o
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from asyncssh.constants import (
@@ -40,6 +41,10 @@ from bridge.protocol.control import FlowRefused
 
 _MOST_WINDOW = 0xFFFFFFFF
 _MOST_NAME = 20
+
+
+Answered = Callable[[FlowRefused | LinkLost | None], bool]
+"""Told once: None, the channel is open; else why not. Its answer: whether anybody still wants the channel."""
 
 
 class Sink(Protocol):
@@ -93,7 +98,7 @@ class Channel:
         self._paused = self._in_turn = self._unwritable = False
         self._eof_wanted = self._eof_sent = self._eof_received = self._eof_told = False
         self._close_sent = self._close_received = self._lost = False
-        self._opened: asyncio.Future[None] | None = None
+        self._opened: Answered | None = None
         self._replies: list[asyncio.Future[bool]] = []
         self._requests: Any = None
 
@@ -166,12 +171,27 @@ class Channel:
 
     # opening
 
-    async def open(self, kind: bytes, arguments: bytes) -> None:
-        """Ask for the channel. Raises FlowRefused, LinkLost."""
-        self._opened = asyncio.get_running_loop().create_future()
+    def begin(self, kind: bytes, arguments: bytes, answered: Answered) -> None:
+        """Ask for the channel; `answered` hears what became of it."""
+        self._opened = answered
         own = UInt32(self._number) + UInt32(self._own_window) + UInt32(PACKET_BYTES)
         self._connection.send_packet(MSG_CHANNEL_OPEN, String(kind), own, arguments)
-        await self._opened  # cancelled: the answer, when it comes, is met by a CLOSE
+
+    async def open(self, kind: bytes, arguments: bytes) -> None:
+        """Ask for the channel and wait. Raises FlowRefused, LinkLost."""
+        opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def answered(fault: FlowRefused | LinkLost | None) -> bool:
+            if opened.done():  # cancelled meanwhile
+                return False
+            if fault is None:
+                opened.set_result(None)
+            else:
+                opened.set_exception(fault)
+            return True
+
+        self.begin(kind, arguments, answered)
+        await opened
 
     async def request(self, name: bytes, arguments: bytes) -> bool:
         """A channel request; whether the far side agreed."""
@@ -211,18 +231,15 @@ class Channel:
         if opened is None:
             raise ProtocolError("channel not being opened")
         self._set_far(far_number, far_window, far_packet)
-        if opened.done():
-            self._send_close()
-        else:
-            opened.set_result(None)
+        if not opened(None):
+            self.abort()
 
     def process_open_failure(self, code: int, reason: str, lang: str) -> None:
         opened, self._opened = self._opened, None
         if opened is None:
             raise ProtocolError("channel not being opened")
-        if not opened.done():
-            opened.set_exception(FlowRefused(_errno_name(reason)))
         self._gone()
+        opened(FlowRefused(_errno_name(reason)))
 
     # packets of this channel
 
@@ -271,11 +288,11 @@ class Channel:
         """asyncssh would log each packet; flows have a log line of their own."""
 
     def process_connection_close(self, exc: Exception | None) -> None:
-        if self._opened is not None and not self._opened.done():
-            self._opened.set_exception(LinkLost("the link was lost while a flow was being opened"))
-        self._opened = None
+        opened, self._opened = self._opened, None
         self._close_sent = True
         self._gone()
+        if opened is not None:
+            opened(LinkLost("the link was lost while a flow was being opened"))
 
     def _on_data(self, data: memoryview, size: int) -> None:
         if self._eof_received or not self._head:
@@ -383,16 +400,23 @@ class Channel:
     def _finish_sending(self) -> None:
         if not self._eof_wanted or self._unsent or self._lost or self._close_sent:
             return
+        closing = self._eof_told and self._sink is None
         if not self._eof_sent:
             self._eof_sent = True
-            self._packet(MSG_CHANNEL_EOF)
-        if self._eof_told and self._sink is None:
+            if closing:  # goes out with the CLOSE
+                self._connection.send_later(MSG_CHANNEL_EOF, self._head[1:])
+            else:
+                self._packet(MSG_CHANNEL_EOF)
+        if closing:
             self._send_close()
 
     def _send_close(self) -> None:
         if not self._close_sent and not self._lost and self._head:
             self._close_sent = True
-            self._packet(MSG_CHANNEL_CLOSE)
+            if self._close_received and self._eof_sent:  # the last word of a flow that has ended: nobody waits for it
+                self._connection.send_later(MSG_CHANNEL_CLOSE, self._head[1:])
+            else:
+                self._packet(MSG_CHANNEL_CLOSE)
         if self._close_received:
             self._leave()
 

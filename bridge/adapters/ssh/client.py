@@ -115,6 +115,18 @@ class SshConnection:
         await channel.open(b"direct-tcpip", String(address) + UInt32(port) + String(app[0]) + UInt32(app[1]))
         return channel
 
+    def begin_flow(
+        self, address: str, port: int, app: tuple[str, int], answered: Callable[[Channel | FlowRefused | LinkLost], bool]
+    ) -> bool:
+        """The same without a task: `answered` is called once; its answer: whether anybody still wants the flow. False: link closed."""
+        try:
+            channel = Channel(self._connection)
+        except asyncssh.ChannelOpenError:
+            return False
+        place = String(address) + UInt32(port) + String(app[0]) + UInt32(app[1])
+        channel.begin(b"direct-tcpip", place, lambda fault: answered(channel if fault is None else fault))
+        return True
+
     async def open_control(self, on_message: Callable[[control.Message], None]) -> ControlChannel:
         """Returns after both Hellos; `on_message` then gets all but the first. Raises VersionMismatch, LinkLost."""
         channel = await self._subsystem(control.SUBSYSTEM_CONTROL)

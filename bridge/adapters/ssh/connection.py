@@ -149,6 +149,14 @@ class FastPath(SSHConnection):
         else:
             super().send_packet(pkttype, *args, handler=handler)
 
+    def send_later(self, pkttype: int, *args: bytes) -> None:
+        """The same for what nobody waits for: it goes out with the next packet, within some milliseconds at the latest."""
+        cipher = self._send_encryption
+        if self._kex_complete and self._auth_complete and type(cipher) is Gcm and self._rekey_bytes_sent < self._rekey_bytes:
+            self._put(cipher.seal(pkttype.to_bytes(1, "big"), b"".join(args)), later=True)
+        else:
+            super().send_packet(pkttype, *args)
+
     def send_data(self, head: bytes, data: bytes | memoryview) -> None:
         """One CHANNEL_DATA packet; `head` is all of its payload up to the data."""
         cipher = self._send_encryption
@@ -157,11 +165,12 @@ class FastPath(SSHConnection):
         else:
             super().send_packet(head[0], head[1:] + bytes(data))
 
-    def _put(self, packet: bytearray) -> None:
+    def _put(self, packet: bytearray, later: bool = False) -> None:
         self._rekey_bytes_sent += len(packet)
         self._send_seq = (self._send_seq + 1) & 0xFFFFFFFF
-        if self._transport is not None:
-            self._transport.write(packet)
+        transport: Any = self._transport
+        if transport is not None:
+            (getattr(transport, "write_later", transport.write) if later else transport.write)(packet)
 
     def pause_writing(self) -> None:
         self.write_paused = True

@@ -407,3 +407,20 @@ def test_no_descriptor_stays_behind() -> None:
         assert set(os.listdir("/proc/self/fd")) <= before
 
     run(test())
+
+
+def test_what_nobody_waits_for_goes_out_with_the_next_write_or_10_ms_later() -> None:
+    async def test() -> None:
+        pair = Pair()
+        await pair.carry(await socket_pair())
+        assert pair.agent is not None
+        pair.transport.write_later(b"late")
+        await asyncio.sleep(0.005)
+        assert pair.transport.get_write_buffer_size() == 4
+        pair.transport.write(b" and now")
+        assert pair.transport.get_write_buffer_size() == 0
+        assert await pair.agent.until(12) == b"late and now"
+        pair.transport.write_later(b"alone")
+        assert await pair.agent.until(17) == b"late and nowalone"
+
+    run(test())

@@ -48,6 +48,8 @@ class Link:
         self.dialled: list[tuple[str, int, tuple[str, int]]] = []
         self.channels: list[Channel] = []
         self.on_datagram = lambda message: None
+        self.at_once = False
+        self.begun: list[Callable[[object], bool]] = []
 
     async def open_flow(self, address: str, port: int, app: tuple[str, int]) -> Channel:
         self.dialled.append((address, port, app))
@@ -57,6 +59,12 @@ class Link:
             raise self.answer
         self.channels.append(Channel(len(self.channels)))
         return self.channels[-1]
+
+    def begin_flow(self, address: str, port: int, app: tuple[str, int], answered: Callable[[object], bool]) -> bool:
+        if not self.at_once:
+            return False
+        self.begun.append(answered)
+        return True
 
     def send(self, message: object) -> None: ...
 
@@ -244,3 +252,43 @@ def test_where_nothing_holds_syns_an_arrival_is_dialled_and_reset_on_failure() -
         assert world.outgoing.flows == 1
 
     run(scenario, held=False)
+
+
+def test_a_dial_without_a_wait_ends_its_hold_within_the_answer() -> None:
+    async def scenario(world: World) -> None:
+        world.link.at_once = True
+        world.syn(1, 41512)
+        world.syn(2, 41512)  # sent again while it is held
+        world.syn(3, 41513)
+        opened, refused = world.link.begun
+        world.link.channels.append(Channel(0))
+        assert opened(world.link.channels[0])
+        assert refused(FlowRefused("ECONNREFUSED"))
+        assert world.holder.verdicts == [("drop", 2), ("accept", 1), ("refuse", 3, "ECONNREFUSED")]
+        world.outgoing.on_arrival(Arrival(41512))
+        assert world.joined() == [0]
+
+    run(scenario)
+
+
+def test_a_dial_whose_connection_is_lost_goes_on_over_the_next() -> None:
+    async def scenario(world: World) -> None:
+        world.link.at_once = True
+        world.syn(1, 41512)
+        assert world.link.begun[0](LinkLost("cut"))
+        assert await world.verdicts(1) == [("accept", 1)]
+        assert world.link.dialled == [(*SERVER, (APP, 41512))]
+
+    run(scenario)
+
+
+def test_an_answer_that_comes_after_the_app_gave_up_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(world: World) -> None:
+        monkeypatch.setattr(module, "HOLD_S", 0.01)
+        world.link.at_once = True
+        world.syn(1, 41512)
+        assert await world.verdicts(1) == [("drop", 1)]
+        assert not world.link.begun[0](Channel(0))
+        assert len(world.holder.verdicts) == 1
+
+    run(scenario)

@@ -88,6 +88,10 @@ class Ssh:
             raise LinkLost("the link is closed")
         return f"flow to {address}:{port} by {self.host_key}"
 
+    def begin_flow(self, address: str, port: int, app: tuple[str, int], answered: Callable[[Any], bool]) -> bool:
+        self.flows.append((address, port))
+        return answered(f"flow to {address}:{port} by {self.host_key}")
+
     async def open_control(self, on_message: Callable[[control.Message], None]) -> Ssh:
         self.on_message = on_message
         on_message(control.FactsTold(FACTS))

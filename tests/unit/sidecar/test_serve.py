@@ -63,6 +63,9 @@ class Link:
     async def open_flow(self, address: str, port: int, app: tuple[str, int]) -> Any:
         raise NotImplementedError
 
+    def begin_flow(self, address: str, port: int, app: tuple[str, int], answered: Any) -> bool:
+        return False
+
     def send(self, message: udp.Message) -> None: ...
 
     async def ask(self, nameserver: str, query: bytes, over_tcp: bool) -> bytes:
