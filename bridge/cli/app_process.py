@@ -34,8 +34,9 @@ class AppProcess:
         write: Callable[[int, bytes], Awaitable[bool]] = terminal.write_all,
         on_started: Callable[[], None] = lambda: None,
     ) -> None:
-        self.running = False
+        self.running = False  # from the moment that it may hear a signal: it can have spoken before the engine's answer is here
         self.started = False
+        self._up = asyncio.Event()
         self._on_started = on_started
         self._write = write
         self._engine, self._container = engine, container
@@ -57,9 +58,10 @@ class AppProcess:
             noting.cancel()
             with self._terminal(stream) if stream else contextlib.nullcontext():
                 self.started = True  # before it is: what is cancelled half way must be stopped as well
+                self.running = True
                 if not started_already:
                     await untorn(self._engine.start(self._container), "start app")
-                self.running = True
+                self._up.set()
                 self._on_started()
                 await self._resize()
                 code = await self._ended(waiting)
@@ -104,6 +106,7 @@ class AppProcess:
 
     async def on_signal(self, number: int) -> None:
         self._signals += 1
+        await self._up.wait()
         name = "KILL" if self._signals >= _IMPATIENT else signal.Signals(number).name.removeprefix("SIG")
         with contextlib.suppress(HostError):
             await self._engine.kill(self._container, name)
