@@ -159,8 +159,10 @@ class ResumableTransport(asyncio.Transport):
         except BaseException:  # the protocol's own fault: the stream cannot go on behind its back
             self._end(LocalProtocolError("the stream's protocol failed"))
             raise
-        if not self._lazy or stream.urgent:
+        if stream.urgent or self._paused_writing or (not self._lazy and stream.unsent_bytes):
             self._flush()
+        else:
+            self._arm(now)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Bytes and bytearrays are kept by reference until the far end has them, and must not change; a view is copied."""
@@ -281,6 +283,8 @@ class ResumableTransport(asyncio.Transport):
                 break
             self._sent_at = now
             carrier.write(buffers)
+            if not stream.unsent_bytes and not stream.urgent:
+                break
         if stream.state is State.CLOSED:
             self._end(None)
             return
