@@ -14,7 +14,7 @@ from tests.container.conftest import bridged
 from tests.lab.dockerlab import wait_ready
 
 _RELAY_PORT, _MARK = 17101, 0x6D62
-_SECONDS = 1.5
+_SECONDS = 3.0
 
 
 @contextlib.contextmanager
@@ -65,7 +65,7 @@ def _bulk(ours: Way, raw: Way, round_trip_ms: int) -> Iterable[Row]:
 
 def _beside(ours: Way, round_trip_ms: int) -> Iterable[Row]:
     for direction in ("up", "down"):
-        taken = ours.run("beside", way=direction, seconds=5)
+        taken = ours.run("beside", way=direction, seconds=8)
         p99 = percentile(taken, 0.99) * 1000
         detail = f"p50 {number(median(taken) * 1000)} ms, p99 {number(p99)} ms of {len(taken)}"
         what = f"8-byte echo beside bulk {direction}, {round_trip_ms} ms away, p99 in round trips"

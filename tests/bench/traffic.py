@@ -198,7 +198,7 @@ def hold(host, port, count, seconds):
 
 
 def beside(host, port, way, seconds):
-    """8-byte echoes while a bulk flow runs in a process of its own: seconds of each, after the first second."""
+    """8-byte echoes while a bulk flow runs in a process of its own: seconds of each, after the first two seconds."""
     bulk = os.fork()
     if not bulk:
         try:
@@ -206,7 +206,7 @@ def beside(host, port, way, seconds):
         finally:
             os._exit(0)
     try:
-        time.sleep(1)
+        time.sleep(2)
         taken, ended = [], clock() + seconds
         with _open(host, port, b"E") as sock:
             while clock() < ended:
