@@ -11,6 +11,8 @@ Limits: a WebSocket's refusal has no body, so its reason is asked for by the sam
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
 import os
 import re
@@ -31,6 +33,7 @@ from bridge.errors import ClusterError, Forbidden
 CONNECT_LIMIT_S = 4.0
 ANSWER_LIMIT_S = 5.0
 STRATEGIC = "application/strategic-merge-patch+json"
+_WEBSOCKET = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 Query = Sequence[tuple[str, str]]
 
 # 'pods "x" is forbidden: User "ana" cannot patch resource "pods/ephemeralcontainers" in API group "" in the namespace "shop"'
@@ -119,6 +122,33 @@ class Api:
                 raise Refused(f"{self.access.server} refused the WebSocket: {error.status} {error.message}", error.status) from error
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 raise self._unreachable(error) from error
+        raise AssertionError("unreachable")
+
+    async def upgrade(self, path: str, query: Query, protocols: Sequence[str]) -> aiohttp.ClientResponse:
+        """As `websocket`, but the bare connection after the handshake: `response.connection` is the caller's to read and write."""
+        for last in (False, True):
+            key = base64.b64encode(os.urandom(16)).decode()
+            headers = [*await self._headers(), ("Connection", "Upgrade"), ("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13"),
+                       ("Sec-WebSocket-Key", key), ("Sec-WebSocket-Protocol", ", ".join(protocols))]  # fmt: skip
+            self.count += 1
+            timeout = aiohttp.ClientTimeout(total=ANSWER_LIMIT_S + 1, connect=CONNECT_LIMIT_S)
+            try:
+                answer = await self._open().request(
+                    "GET", self._url(path, query), headers=headers, ssl=self._tls(), proxy=self._proxy, timeout=timeout,
+                    server_hostname=self.access.tls_server_name, allow_redirects=False, read_until_eof=False)  # fmt: skip
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                raise self._unreachable(error) from error
+            accept = base64.b64encode(hashlib.sha1(key.encode() + _WEBSOCKET).digest()).decode()
+            if answer.status == 101 and answer.headers.get("Sec-WebSocket-Accept") == accept:
+                return answer
+            try:
+                if answer.status == 401 and not last and self._credentials.renewable():
+                    self._credentials.forget()
+                    continue
+                body = await answer.read() if answer.status != 101 else b""
+                raise self._refusal(answer.status if answer.status >= 300 else 400, "the WebSocket was refused", body)
+            finally:
+                answer.close()
         raise AssertionError("unreachable")
 
     @asynccontextmanager
