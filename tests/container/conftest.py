@@ -83,7 +83,7 @@ IDLE = ("python3", "-c", "import signal as s; s.pthread_sigmask(s.SIG_BLOCK, [1,
 @contextlib.contextmanager
 def bridged(lab: Lab, cli: Cli, target: str, *options: str, image: str | None = None, command: tuple[str, ...] = IDLE) -> Iterator[App]:
     """`mbridge run` on the developer's network, in the background, until the app's container runs."""
-    name = f"mbt-app-{os.urandom(4).hex()}"
+    name = f"mbt-app-{os.getpid()}-{os.urandom(4).hex()}"  # dockerlab.sweep reads the pid
     network = () if "--network" in options else ("--network", lab.outside)
     process = cli.start("run", "--name", name, *network, *options, target, image or lab.programs_image, *command)
     try:

@@ -213,7 +213,16 @@ def wait_ready(box: Box, limit_s: float = 20) -> None:
 
 
 def sweep(client: docker.DockerClient) -> None:
-    """Remove what runs of tests that are no more have left."""
+    """Remove what runs of tests that are no more have left, their sessions too."""
+    for app in client.containers.list(all=True, filters={"name": "mbt-app-", "label": "mbridge.session"}):
+        pid = str(app.name).split("-")[2]
+        if pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
+            session = app.labels["mbridge.session"]
+            with contextlib.suppress(docker.errors.APIError):
+                for part in client.containers.list(all=True, filters={"label": f"mbridge.session={session}"}):
+                    part.remove(force=True, v=True)
+                for volume in client.volumes.list(filters={"name": f"mbridge-{session}"}):
+                    volume.remove()
     for kind in (
         client.containers.list(all=True, filters={"label": "mbridge.test"}),
         client.networks.list(filters={"label": "mbridge.test"}),
