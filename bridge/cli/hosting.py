@@ -100,7 +100,7 @@ async def plan_of(wish: SessionWish) -> Plan:
     """What `host` would do; nothing is made."""
     engine = await places.own_engine()
     folder = sessions.new()
-    found = await places.place_of(wish, folder.id).find()
+    found = await places.place_of(wish).find()  # for a look alone: it holds nothing open
     image = await engine.image(wish.app.image)
     return _plan(wish, folder, found, engine, _bridge_tag(), image)
 
@@ -134,6 +134,9 @@ class _Hosting:
                 if self._signal is None:
                     raise
                 return 128 + self._signal
+            finally:
+                if (close := getattr(self._place, "close", None)) is not None:  # a place that holds connections
+                    await close()
 
     async def _session(self) -> int:
         with self._ui.step("target") as step:

@@ -82,10 +82,12 @@ class KubePlace:
 
     @contextlib.asynccontextmanager
     async def _asking(self) -> AsyncGenerator[None, None]:
+        done = False
         try:
             yield
+            done = True
         finally:
-            if self._looks_only:
+            if self._looks_only or not done:  # a session whose target is not found ends here too
                 await self.close()
 
     async def find(self) -> TargetFound:
