@@ -58,14 +58,14 @@ def start(scene: Scene) -> Iterable[Row]:
 
 
 def names(scene: Scene) -> Iterable[Row]:
-    """The same questions from the app (its nameserver's address is the target's) and from a container beside the target."""
+    """The same questions from the app and from a container beside the target, each to the nameserver of its resolv.conf."""
     boxes = {"app": scene.app, "beside": scene.lab.insider}
     for kind, name, count, must, goal in (("cached", "server.lab.test", 300, 200, 100), ("uncached", "wild.lab.test", 200, 2000, 500)):
         rounds = iter(range(100))
 
         def sample(box: Box, kind: str = kind, name: str = name, count: int = count, rounds: Any = rounds) -> float:
             fresh = f"r{next(rounds)}-" if kind == "uncached" else ""
-            return median(traffic(box, "names", server=scene.lab.server_ip, name=name, count=count, fresh=fresh)) * 1e6
+            return median(traffic(box, "names", name=name, count=count, fresh=fresh)) * 1e6
 
         taken = alternate(5, {who: lambda box=box: sample(box) for who, box in boxes.items()})  # type: ignore[misc]
         more = median(one - other for one, other in zip(taken["app"], taken["beside"], strict=True))

@@ -218,8 +218,10 @@ def beside(host, port, way, seconds):
         os.kill(bulk, 9)
 
 
-def names(server, name, count, fresh):
-    """Seconds of each DNS question (A, over UDP) to `server`; `fresh`: the number of the question before each name."""
+def names(name, count, fresh):
+    """Seconds of each DNS question (A, over UDP) to the box's own nameserver; `fresh`, if any, makes each name a new one."""
+    with open("/etc/resolv.conf") as file:
+        server = next(line.split()[1] for line in file if line.startswith("nameserver"))
     taken = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.settimeout(5)
