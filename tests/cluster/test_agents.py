@@ -277,3 +277,50 @@ def test_K21_a_start_asks_the_api_server_twelve_times_at_most(namespace: Namespa
     asyncio.run(run("second"))
     assert counts[0] <= 12
     assert counts[1] <= counts[0]
+
+
+def bare(**context: Any) -> Json:
+    """A container in whose image no tool is found by name, as in a distroless one."""
+    made = container(command=["/usr/bin/python3", "-u", "/target.py"], securityContext=context)
+    made["env"] = [{"name": "PATH", "value": "/nowhere"}, {"name": "BARE", "value": "yes"}]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("level", "context"),
+    [
+        ("restricted", {"runAsUser": 1000, "runAsNonRoot": True, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]},
+                        "seccompProfile": {"type": "RuntimeDefault"}}),
+        ("baseline", {"runAsUser": 0}),
+    ],
+)  # fmt: skip
+def test_K08_K24_the_environment_comes_on_the_lowest_rung_that_may_read_it(namespace: Namespace, level: str, context: Json) -> None:
+    namespace.kubectl("label", "namespace", namespace.name, f"pod-security.kubernetes.io/enforce={level}")
+    namespace.workload(pod={"containers": [bare(**context)]})
+    found, warnings = environ(namespace, "deploy/web")
+    assert (found[b"BARE"], found[b"FROM_IMAGE"]) == (b"yes", b"image")
+    assert not warnings
+
+
+def test_K21_an_idle_session_asks_the_api_server_nothing_for_a_quarter_of_a_minute(namespace: Namespace) -> None:
+    namespace.workload()
+
+    async def run() -> int:
+        async with ended(namespace.place("deploy/web")) as place, asyncio.TaskGroup() as group:
+            await place.find()
+            agent = await place.start_agent(PUBLIC_KEY, lambda _: None)
+            _, sock = await place.dial(agent, ())
+
+            async def follow() -> None:
+                async for change in place.watch():
+                    raise AssertionError(f"nothing has changed: {change}")
+
+            following = group.create_task(follow(), name="follow")
+            await asyncio.sleep(1)
+            before = place.api.count
+            await asyncio.sleep(15)  # what is counted is requests in a time
+            following.cancel()
+            sock.close()
+            return place.api.count - before
+
+    assert asyncio.run(run()) == 0
