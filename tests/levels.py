@@ -221,6 +221,9 @@ def _clean(images: bool) -> int:
     for container in client.containers.list(all=True, filters={"label": "mbridge.test"}):
         container.remove(force=True, v=True)
     for network in client.networks.list(filters={"label": "mbridge.test"}):
+        network.reload()
+        for container in network.containers:  # of sessions whose state folder went with the test that made them
+            container.remove(force=True, v=True)
         network.remove()
     if images:
         for label in ("mbridge.test", "mbridge.image"):
