@@ -228,8 +228,15 @@ def _from_text(text: str, annotation: Any) -> Any:
                 return Document.read(text).value
             except Fault:
                 return text  # the model says what it expects
-        return [part.strip() for part in text.split(",") if part.strip()] if kind is tuple else text
+        if kind is dict:
+            return text
+        return [part if _is_text(get_args(annotation)[0]) else yaml_lines.scalar(part) for part in map(str.strip, text.split(",")) if part]
     return yaml_lines.scalar(text) if text not in ("~", "null") else text
+
+
+def _is_text(annotation: Any) -> bool:
+    """`str`, with or without bounds (Annotated)."""
+    return annotation is str or (hasattr(annotation, "__metadata__") and _is_text(get_args(annotation)[0]))
 
 
 def _leaves(model: type[BaseModel], at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

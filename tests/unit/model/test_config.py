@@ -236,6 +236,12 @@ def test_what_is_not_built_yet_is_told_and_not_ignored(faults: Any) -> None:
     assert "flag --files" in faults("", flags={"files": "read"})[0]
 
 
+@pytest.mark.parametrize(("text", "ports"), [("9092", (9092,)), ("9092, 80", (9092, 80)), ("[9092]", (9092,))])
+def test_a_list_of_numbers_in_the_environment_is_written_with_commas_or_as_yaml(read: Any, text: str, ports: tuple[int, ...]) -> None:
+    assert read("", environ={"MBRIDGE_OUTGOING_LOOPBACK": text}).value.outgoing.loopback == ports
+    assert read("", environ={"MBRIDGE_ENV_EXCLUDE": "1, B*"}).value.env.exclude == ("1", "B*")
+
+
 def test_what_a_helper_pod_may_be_given_is_understood_and_bounded(read: Any, faults: Any) -> None:
     agent = read("agent: {kind: pod, pull_secrets: [regcred], tolerations: [{operator: Exists}], annotations: {team: shop}}\n").value.agent
     assert agent.pull_secrets == ("regcred",)
