@@ -25,7 +25,7 @@ from bridge.adapters.docker.engine import Engine
 from bridge.adapters.hostdoor import ExecDoor, HostDoor, Joined, SocketDoor
 from bridge.engine.needs import Place
 from bridge.engine.up import World, untorn
-from bridge.errors import AgentFailed, BridgeError, HostError, LinkLost, ProtocolError
+from bridge.errors import AgentFailed, BridgeError, HostError, HostKeyMismatch, LinkLost, ProtocolError
 from bridge.model.facts import AgentIdentity, BridgeConfig
 from bridge.model.plan import Container, Start
 from bridge.protocol import door as wire
@@ -183,10 +183,16 @@ class Serving:
                 return
             await door.bring(dial_id, via, carrier)
             return
+        except HostKeyMismatch:  # someone in the target speaks in the agent's place: nothing of this session may go on
+            raise
         except AgentFailed as exc:
             why = exc.message
-            with contextlib.suppress(BridgeError):
+            try:
                 await self._remake(agent)
+            except HostKeyMismatch:
+                raise
+            except BridgeError as failed:
+                why = f"{why}; {failed.message}"
         except BridgeError as exc:
             why = exc.message
         except OSError as exc:
@@ -216,6 +222,8 @@ class Serving:
             if change.kind == "moved":
                 try:
                     await self._remake(self.agent)
+                except HostKeyMismatch:
+                    raise
                 except BridgeError as exc:  # the next dial tries again
                     log.warning("! the agent cannot be made anew: %s", exc.message)
 

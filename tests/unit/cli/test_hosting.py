@@ -21,7 +21,7 @@ from bridge.cli import hosting, places, sessions
 from bridge.cli.hosting import Manner
 from bridge.cli.world import World as SessionWorld
 from bridge.engine.needs import TargetChange
-from bridge.errors import AgentFailed, BridgeError, HostError, KernelLacks, TargetNotFound
+from bridge.errors import AgentFailed, BridgeError, HostError, HostKeyMismatch, KernelLacks, TargetNotFound
 from bridge.model.environ import EnvWish
 from bridge.model.facts import AgentIdentity, Facts, TargetFound
 from bridge.model.session import State
@@ -451,6 +451,19 @@ def test_the_session_ends_with_its_pause_container(play: Callable[[Scenario], No
             pause.signals.append("KILL")
             pause.killed.set()
             assert "network is gone" in (await hosted).message
+
+    play(scenario)
+
+
+def test_a_second_host_key_ends_the_session(play: Callable[[Scenario], None]) -> None:
+    async def scenario(world: World) -> None:
+        async with asyncio.TaskGroup() as group:
+            hosted = group.create_task(_error_of(world))
+            await world.started.wait()
+            world.place.dials = [HostKeyMismatch("the log holds a second host key")]
+            world.bridge.say(wire.Dial(1))
+            assert "second host key" in (await hosted).message
+            assert world.engine.containers == {}
 
     play(scenario)
 
