@@ -72,8 +72,9 @@ def namespace(cluster: Cluster, images: str, tmp_path: Path) -> Iterator[Namespa
 
 
 @pytest.fixture
-def own_cluster(cluster: Cluster) -> Cluster:
-    """A cluster whose components may be stopped."""
+def own_cluster(cluster: Cluster) -> Iterator[Cluster]:
+    """A cluster whose components may be stopped; the next test begins when all of them act again."""
     if not cluster.own:
         pytest.skip("lacks(a node of our own)")
-    return cluster
+    yield cluster
+    cluster.settle()

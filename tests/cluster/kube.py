@@ -52,6 +52,23 @@ class Cluster:
     def component(self, action: str, name: str) -> None:
         subprocess.run([str(TOOL), action, name], check=True, timeout=30)
 
+    def settle(self, limit_s: float = 100) -> None:
+        """Wait until every part acts. After an outage of the API server their back-off is up to a minute long: they start anew."""
+        for name in ("controllers", "scheduler", "kubelet", "proxy"):
+            self.component("stop", name)
+            self.component("start", name)
+        name = f"settle-{secrets.token_hex(3)}"
+        deadline = time.monotonic() + limit_s
+        self.kubectl("create", "namespace", name)
+        try:
+            self.kubectl("-n", name, "apply", "-f", "-", stdin=json.dumps(workload("Deployment", "web")))
+            ready = ("get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].status.containerStatuses[*].ready}")
+            while self.kubectl("-n", name, *ready) != "true":
+                assert time.monotonic() < deadline, f"the cluster does not act, {limit_s:.0f} s after an outage"
+                time.sleep(0.2)
+        finally:
+            self.kubectl("delete", "namespace", name, "--wait=false")
+
 
 @dataclass(frozen=True)
 class Namespace:

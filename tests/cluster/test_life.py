@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
+
 from tests.cluster.kube import App, Cluster, Namespace, bridged, container
 from tests.lab.boxes import Cli, eventually
 
@@ -146,6 +148,7 @@ while True:
 """
 
 
+@pytest.mark.timeout(300)
 def test_K12_an_open_connection_outlives_an_api_server_that_is_away(own_cluster: Cluster, namespace: Namespace) -> None:
     """60 s, as in the issue; MBRIDGE_TEST_AWAY_S shortens it for a laptop."""
     away_s = float(os.environ.get("MBRIDGE_TEST_AWAY_S", "60"))
@@ -168,6 +171,7 @@ def test_K12_an_open_connection_outlives_an_api_server_that_is_away(own_cluster:
         assert app.alive()
 
 
+@pytest.mark.timeout(300)
 def test_K12_a_kubelet_that_restarts_breaks_nothing(own_cluster: Cluster, namespace: Namespace) -> None:
     with talking(namespace) as (app, talk):
         own_cluster.component("stop", "kubelet")
@@ -210,5 +214,3 @@ for path in glob.glob("/proc/[0-9]*/cmdline"):
         _, said = app.process.communicate(timeout=30)
         assert app.process.returncode == 125
         assert b"second host key" in said
-
-
