@@ -150,11 +150,11 @@ class _Hosting:
         with self._folder.lock(), session_log.to_file(self._folder.log):
             failures: list[up.Failure] = []
             try:
+                self._folder.write_status(self._status)  # images may take minutes: `status` and `down` know the session meanwhile
                 plan, adopted = await self._planned(found)
                 if adopted:
                     self._made = list(plan.steps)  # all of it is ours to undo, whatever of it we come to apply again
                 self._folder.save(plan)
-                self._folder.write_status(self._status)
                 world = World(self._folder.id, self._engine, self._place, public_key)
                 return await self._made_and_served(plan, world, private_key, public_key, adopted)
             finally:

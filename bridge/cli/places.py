@@ -13,6 +13,7 @@ from bridge.adapters.docker.endpoint import Endpoint, find_endpoint
 from bridge.adapters.docker.engine import Engine
 from bridge.cli import sessions
 from bridge.engine.needs import Place
+from bridge.errors import SpecError
 from bridge.model.target import ComposeTarget, DockerTarget, parse_target
 from bridge.model.wish import AppWish, SessionWish
 
@@ -43,8 +44,12 @@ def to_json(wish: SessionWish) -> dict[str, Any]:
 
 
 def place_again(data: Mapping[str, Any], session: str) -> Place:
+    """Raises SpecError for what `to_json` never wrote."""
     words = {key: value for key, value in data.items() if key not in ("target", "endpoint")}
-    wish = SessionWish(target=parse_target(data["target"]), app=AppWish(image=""), **words)
+    try:
+        wish = SessionWish(target=parse_target(data["target"]), app=AppWish(image=""), **words)
+    except (KeyError, TypeError, AttributeError) as exc:
+        raise SpecError(f"the target's place cannot be read: {exc}") from exc
     if "endpoint" in data:
         return _docker_place(wish, Endpoint.from_json(data["endpoint"]), session)
     return place_of(wish, session)

@@ -32,7 +32,6 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
 
-from bridge.engine import up
 from bridge.errors import BridgeError, CleanupError, HostError, SpecError
 from bridge.model import plan as plans
 from bridge.model.plan import Plan
@@ -40,6 +39,7 @@ from bridge.model.session import LinkStatus, SessionStatus, State
 
 END = signal.SIGUSR1  # `down` to a host process: others are passed on to the app; a process that does not know it yet ends by it
 _ID_LETTERS = 6
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
 _STOP_S = 30.0  # how long a host process may take to undo what it serves
 Say = Callable[[str], None]
 
@@ -70,7 +70,7 @@ def owner() -> str:
 
 def now() -> str:
     """As a status has its times."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.now(UTC).strftime(_TIME)
 
 
 def key_pair() -> tuple[str, str]:
@@ -117,11 +117,22 @@ class SessionFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def plan(self) -> Plan | None:
-        """None: nothing had been changed yet."""
+        """None: nothing had been changed yet. Raises SpecError for one that is damaged."""
+        text = self.plan_text()
+        if text is None:
+            return None
+        plan = plans.loads(text)
+        if plan.session != self.id:
+            raise SpecError(f"the session's plan is damaged: it is about session {plan.session!r}")
+        return plan
+
+    def plan_text(self) -> str | None:
         try:
-            return plans.loads((self.path / "plan.json").read_text())
+            return (self.path / "plan.json").read_bytes().decode(errors="replace")
         except FileNotFoundError:
             return None
+        except OSError as exc:
+            raise SpecError(f"the session's plan cannot be read: {(exc.strerror or str(exc)).lower()}") from exc
 
     def write_status(self, status: SessionStatus) -> None:
         with contextlib.suppress(FileNotFoundError):  # `down` was faster
@@ -213,42 +224,51 @@ def running(identity: str) -> SessionFolder | None:
 
 
 def current_status(folder: SessionFolder) -> SessionStatus | None:
-    """status.json, corrected by what only the lock knows: a killed host process cannot say that it is gone."""
+    """status.json, corrected by what only the lock knows: a killed host process cannot say that it is gone.
+
+    Of a session without one, or with a damaged one, that nobody serves, this much is told: `mbridge down` removes it.
+    """
+    served = folder.served() is not None
     status = folder.status()
-    if status is None or folder.served() is not None:
-        return status
+    if served:
+        return status  # None: it has just begun
+    if status is None:
+        return _unknown(folder)
     why = "its host process is gone; `mbridge up` takes it over, `mbridge down` removes it"
     return replace(status, state=State.FAILED, why=why, link=LinkStatus(status.link.via, "down", status.link.since))
 
 
-async def down(folder: SessionFolder, say: Say) -> None:
-    """End one session and undo it, whoever serves it or not. Twice is fine. Raises CleanupError with what is left."""
+def _unknown(folder: SessionFolder) -> SessionStatus | None:
+    target = "?"
+    with contextlib.suppress(BridgeError):
+        plan = folder.plan()
+        target = plan.target if plan is not None else target
+    why = "its host process is gone and left no status that can be read; `mbridge down` removes it"
+    try:
+        since = datetime.fromtimestamp(folder.path.stat().st_mtime, UTC).strftime(_TIME)
+    except OSError:
+        return None  # it has ended meanwhile
+    return SessionStatus(folder.id, target, State.FAILED, since, why=why)
+
+
+async def down(folder: SessionFolder, say: Say) -> str | None:
+    """End one session and undo it, whoever serves it or not. Twice is fine. Raises CleanupError with what is left.
+
+    Returns what the user should know of its journal: that it was damaged, and what was done instead.
+    """
     pid = folder.served()
     if pid is not None:
         say(f"stopping process {pid}" if pid > 0 else "stopping its process")
         if not await _ended(folder, pid):
             raise CleanupError(f"process {pid} of session {folder.id} does not end", hint=f"kill -9 {pid}; mbridge down {folder.id}")
     if not folder.path.exists():
-        return  # the process has undone all by itself
+        return None  # the process has undone all by itself
+    from bridge.cli import undoing
+
     with folder.lock():
-        plan = folder.plan()
-        if plan is not None:
-            await _undo(plan, say)
+        told = await undoing.undo(folder, say)
         folder.forget()
-
-
-async def _undo(plan: Plan, say: Say) -> None:
-    from bridge.adapters.docker.endpoint import Endpoint
-    from bridge.adapters.docker.engine import Engine
-    from bridge.cli.world import leftovers, world_of
-
-    say(f"undoing {len(plan.steps)} steps")
-    failures = await up.undo(plan.steps, world_of(plan))
-    if failures:
-        raise up.what_is_left(plan.session, failures)
-    if plan.engine:  # an engine finishes what a process asked for just before it was killed
-        for _, remove in await leftovers(Engine(Endpoint.from_json(plan.engine)), f"mbridge.session={plan.session}"):
-            await remove()
+    return told
 
 
 async def _ended(folder: SessionFolder, pid: int) -> bool:
@@ -263,18 +283,6 @@ async def _ended(folder: SessionFolder, pid: int) -> bool:
                 return True
             await asyncio.sleep(0.02)
     return False
-
-
-async def sweep(say: Say) -> None:
-    """What bears our label on the developer's engine and belongs to no session that we know (its folder was lost)."""
-    from bridge.cli.places import own_engine
-    from bridge.cli.world import leftovers
-
-    known = {folder.id for folder in all_sessions()}
-    for session, remove in await leftovers(await own_engine(), f"mbridge.owner={owner()}"):
-        if session not in known:
-            say(f"removing what session {session} left")
-            await remove()
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -107,8 +107,12 @@ class Wiring:
         from bridge.adapters.docker.endpoint import Endpoint
         from bridge.adapters.docker.engine import Engine
         from bridge.cli import sessions
+        from bridge.errors import SpecError
 
-        plan = sessions.find(session).plan()
+        try:
+            plan = sessions.find(session).plan()
+        except SpecError:  # damaged: its containers are most likely on the engine that is in use now
+            return self._engine(None)
         # A forward has containers beside its target alone, so only its place is known.
         endpoint = (plan.engine or plan.place.get("endpoint")) if plan else None
         return Engine(Endpoint.from_json(endpoint)) if endpoint else None
@@ -285,7 +289,7 @@ def _read_options(wish: SessionWish) -> None:
 
 
 async def _down(folders: Sequence[SessionFolder], ids: Sequence[str], everything: bool, ui: Ui) -> list[str]:
-    from bridge.cli import sessions
+    from bridge.cli import sessions, undoing
     from bridge.errors import BridgeError
 
     ended: list[str] = []
@@ -294,20 +298,20 @@ async def _down(folders: Sequence[SessionFolder], ids: Sequence[str], everything
     async def end(folder: SessionFolder) -> None:
         with ui.step(folder.id) as step:
             try:
-                await sessions.down(folder, step.now)
+                damage = await sessions.down(folder, step.now)
             except BridgeError as error:
                 failures.append(error)
                 step.done("not undone")
             else:
                 ended.append(folder.id)
-                step.done("undone")
+                step.done(f"undone; {damage}" if damage else "undone")
 
     async with asyncio.TaskGroup() as group:  # side by side: an app that does not heed its signal takes its ten seconds
         for folder in folders:
             if everything or folder.id in ids:
                 group.create_task(end(folder), name=f"down-{folder.id}")
     if everything:
-        await sessions.sweep(ui.note)
+        await undoing.sweep(ui.note)
     for failure in failures[:-1]:
         ui.fault(failure)
     if failures:

@@ -14,7 +14,7 @@ from pathlib import Path
 from bridge.adapters.docker.endpoint import Endpoint
 from bridge.adapters.docker.engine import Engine
 from bridge.adapters.docker.wire import EngineRefused
-from bridge.cli import places
+from bridge.cli import places, sessions
 from bridge.engine.needs import Place
 from bridge.errors import HostError
 from bridge.model.facts import AgentIdentity
@@ -44,7 +44,7 @@ class World:
             case Agent():
                 self.agent = await self._place.start_agent(self._public_key, self.progress)
             case Volume(name):
-                await self._engine.create_volume(name, {"mbridge.session": self._session})
+                await self._engine.create_volume(name, {"mbridge.session": self._session, "mbridge.owner": sessions.owner()})
             case Container():
                 await self._create(op)
             case Start(name):
@@ -115,7 +115,7 @@ def world_of(plan: Plan) -> World:
 async def leftovers(engine: Engine, label: str) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
     """What bears `label` on an engine, by session, each with what removes it."""
     await engine.connect()
-    by_session: dict[str, list[str]] = {}
+    by_session: dict[str, list[str]] = {volume.removeprefix("mbridge-"): [] for volume in await engine.volumes(label)}
     for container in await engine.containers(label=[label]):
         by_session.setdefault(container["Labels"].get("mbridge.session", ""), []).append(container["Id"])
 

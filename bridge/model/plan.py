@@ -77,6 +77,7 @@ class Start:
 Op = Folder | Agent | Volume | Container | Start
 _KINDS: dict[str, type[Op]] = {"folder": Folder, "agent": Agent, "volume": Volume, "container": Container, "start": Start}
 _NAMES = {kind: name for name, kind in _KINDS.items()}
+_TYPES: dict[str, Any] = {"mode": int, "body": dict, "networks": tuple, "aliases": tuple, "platform": str | None}  # all else is text
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ class Plan:
     def from_json(cls, value: object) -> Self:
         """Raises SpecError for what no mbridge wrote, or a later one did."""
         if not isinstance(value, dict) or not isinstance(value.get("steps"), list):
-            raise SpecError("the session's plan is damaged")
+            raise SpecError("the session's plan is damaged: it has no list of steps")
         if value.get("version") != VERSION:
             raise SpecError(f"the session's plan has version {value.get('version')!r}; this mbridge reads {VERSION}")
         try:
@@ -121,8 +122,12 @@ class Plan:
 
 
 def _op(step: Mapping[str, Any]) -> Op:
+    """Raises KeyError, TypeError for what is no step of ours: a wrong word must not reach the world as a path or a name."""
     words: Json = {name: tuple(word) if isinstance(word, list) else word for name, word in step.items() if name != "do"}
-    return _KINDS[step["do"]](**words)
+    op = _KINDS[step["do"]](**words)
+    if wrong := [name for name, word in asdict(op).items() if not isinstance(word, _TYPES.get(name, str))]:
+        raise TypeError(f"{wrong[0]} of a {step['do']} step is {words[wrong[0]]!r}")
+    return op
 
 
 def dumps(plan: Plan) -> str:
@@ -132,9 +137,19 @@ def dumps(plan: Plan) -> str:
 def loads(text: str) -> Plan:
     try:
         value = json.loads(text)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise SpecError("the session's plan is damaged: it is not JSON") from exc
     return Plan.from_json(value)
+
+
+def salvaged(text: str, field: str) -> Json | None:
+    """What a damaged plan still says as its `engine` or `place`: both stand before the steps, where it mostly breaks off."""
+    before, _, rest = text.partition(f'"{field}": ')
+    try:
+        value, _ = json.JSONDecoder().raw_decode(rest) if before else (None, 0)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) and value else None
 
 
 def containers(steps: Sequence[Op]) -> dict[str, Container]:

@@ -107,7 +107,8 @@ class FakeEngine:
                 _send(writer, 200, {"ApiVersion": "1.41", "MinAPIVersion": "1.12", "Os": "linux", "Version": "fake"})
             case ["GET", "containers", "json"]:
                 labels = json.loads(query.get("filters", "{}")).get("label", [])
-                _send(writer, 200, [self._listed(one) for one in self.containers.values() if all(_has(one, label) for label in labels)])
+                found = [one for one in self.containers.values() if all(_bears(one.body.get("Labels"), label) for label in labels)]
+                _send(writer, 200, [self._listed(one) for one in found])
             case ["POST", "containers", "create"]:
                 await self._create(query, json.loads(body), writer)
             case [_, "containers", name, *rest]:
@@ -117,7 +118,8 @@ class FakeEngine:
                 self.volumes[wanted["Name"]] = wanted
                 _send(writer, 201, wanted)
             case ["GET", "volumes"]:
-                _send(writer, 200, {"Volumes": list(self.volumes.values())})
+                (label,) = json.loads(query["filters"])["label"]
+                _send(writer, 200, {"Volumes": [one for one in self.volumes.values() if _bears(one["Labels"], label)]})
             case ["DELETE", "volumes", name]:
                 if self.volumes.pop(name, None) is None:
                     raise _Refused(404, f"get {name}: no such volume")
@@ -275,10 +277,9 @@ class _Refused(Exception):
         self.status, self.message = status, message
 
 
-def _has(one: Container, label: str) -> bool:
+def _bears(labels: Json | None, label: str) -> bool:
     name, equals, value = label.partition("=")
-    labels = one.body.get("Labels") or {}
-    return name in labels and (not equals or labels[name] == value)
+    return name in (labels or {}) and (not equals or (labels or {})[name] == value)
 
 
 def _send(writer: asyncio.StreamWriter, status: int, value: object = None) -> None:

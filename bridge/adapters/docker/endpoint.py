@@ -51,7 +51,14 @@ class Endpoint:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        return cls(**value)
+        """From a session's plan. Raises SpecError for what to_json never wrote."""
+        try:
+            made = cls(**value)
+        except TypeError as exc:
+            raise SpecError(f"the engine's endpoint cannot be read: {exc}") from exc
+        if not isinstance(made.url, str):
+            raise SpecError(f"the engine's endpoint cannot be read: its url is {made.url!r}")
+        return made
 
 
 def find_endpoint(context: str | None, environ: Mapping[str, str]) -> Endpoint:

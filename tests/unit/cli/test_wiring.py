@@ -54,7 +54,9 @@ def test_status_of_a_session_whose_host_process_is_gone_says_so_and_what_to_do()
 def test_a_folder_that_cannot_be_read_hides_no_other_session() -> None:
     (session("aaaaaa").path / "status.json").write_text("{")
     session("bbbbbb")
-    assert [one["id"] for one in json.loads(mbridge("status", "--json").out)] == ["bbbbbb"]
+    shown = json.loads(mbridge("status", "--json").out)
+    assert [(one["id"], one["state"]) for one in shown] == [("aaaaaa", "failed"), ("bbbbbb", "failed")]
+    assert "mbridge down" in shown[0]["why"]
 
 
 def test_A34_down_removes_what_a_dead_session_left_and_twice_is_fine() -> None:
@@ -68,8 +70,9 @@ def test_a_session_that_cannot_be_undone_keeps_no_other_from_it() -> None:
     (session("aaaaaa").path / "plan.json").write_text("{")
     session("bbbbbb")
     ran = mbridge("down", "aaaaaa", "bbbbbb")
-    assert ran.code == 2
+    assert ran.code == 7
     assert "plan is damaged" in ran.err
+    assert "cannot be removed: no engine" in ran.err
     assert "bbbbbb: undone" in ran.err
     assert [folder.id for folder in sessions.all_sessions()] == ["aaaaaa"]
 

@@ -43,7 +43,18 @@ def test_a_damaged_journal_is_told_and_never_a_crash(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "step", [{"do": "fly"}, {"do": "volume"}, {"do": "volume", "name": "v", "colour": "red"}, {"name": "v"}, ["volume"]]
+    "step",
+    [
+        {"do": "fly"},
+        {"do": "volume"},
+        {"do": "volume", "name": "v", "colour": "red"},
+        {"name": "v"},
+        ["volume"],
+        {"do": "folder", "path": 7},
+        {"do": "volume", "name": None},
+        {"do": "container", "role": "app", "name": "a", "body": "none"},
+        {"do": ["folder"], "path": "/x"},
+    ],
 )
 def test_a_step_that_nobody_knows_is_damage(step: object) -> None:
     value = Plan("abcdef", "docker/x", "app", "k", {}, {}).to_json() | {"steps": [step]}
@@ -54,6 +65,18 @@ def test_a_step_that_nobody_knows_is_damage(step: object) -> None:
 def test_a_later_versions_journal_is_refused_by_its_version() -> None:
     with pytest.raises(SpecError, match="version 99"):
         plan.loads('{"version": 99, "steps": []}')
+
+
+@given(st.integers(0, 10_000))
+def test_of_a_plan_that_breaks_off_both_engines_are_known_once_they_stand_there_whole(cut: int) -> None:
+    engine, place = {"url": "unix:///x"}, {"target": "docker/x", "endpoint": {"url": "tcp://y:1"}}
+    text = plan.dumps(Plan("abcdef", "docker/x", "app", "k:f", engine, place, (Volume("v"),) * 50))
+    cut = min(cut, len(text))
+    assert plan.salvaged(text[:cut], "engine") in (None, engine)
+    assert plan.salvaged(text[:cut], "place") in (None, place)
+    if "steps" in text[:cut]:
+        assert plan.salvaged(text[:cut], "engine") == engine
+        assert plan.salvaged(text[:cut], "place") == place
 
 
 def test_a_dry_run_reads_as_a_list_of_acts() -> None:
