@@ -11,42 +11,39 @@ Programs of the app run in threads of this process that have entered `ses`, or a
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import itertools
 import json
 import os
-import queue
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from ipaddress import ip_address, ip_network
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import asyncssh
 import pytest
 
 from bridge.model.facts import BridgeConfig, Facts
-from bridge.protocol import door, preamble
+from bridge.protocol import door
+from tests.lab import answering
+from tests.lab.netns import WAIT_S, Netns, Sentinel
+from tests.lab.parts import ROOT, Agent, Host, end
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-_T = TypeVar("_T")
-_CLONE_NEWNET = 0x40000000
-_WAIT_S = 20
 PORT = 7000  # each place answers here, over TCP and UDP: "place peer-address", then an echo
 TARGET, TARGET6 = "10.77.0.3", "fd77::3"
 SERVER, SERVER6 = "10.77.0.9", "fd77::9"
 FAR = "10.78.0.1"  # one hop past the target's own network
 SILENT = "10.77.0.66"
-_OWN_NETWORKS = [ip_network(text) for text in ("172.30.0.0/24", "fd30::/64", "fe80::/10", "ff00::/8", "224.0.0.0/4")]
+_OWN_NETWORKS = ("172.30.0.0/24", "fd30::/64", "fe80::/10", "ff00::/8", "224.0.0.0/4")
+CLUSTER_NAMES = {"db.shop.svc": SERVER, "far.shop.svc": FAR, "api.corp.example": FAR}
+DEV_NAMES = {"api.corp.example": "172.30.0.1", "db.shop.svc": "172.30.0.1"}
+_numbers = itertools.count()
 
 FACTS = Facts(
     hostname="orders-1",
@@ -89,163 +86,6 @@ def _lacking() -> str | None:
     return None if Path("/dev/net/tun").exists() else "/dev/net/tun"
 
 
-class Netns:
-    """A named network namespace with threads inside; `run` and `submit` call a function there."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.path = f"/run/netns/{name}"
-        subprocess.run(["ip", "netns", "add", name], check=True, timeout=_WAIT_S)
-        self.threads = ThreadPoolExecutor(1500, thread_name_prefix=name, initializer=self._enter)
-
-    def _enter(self) -> None:
-        with open(self.path) as file:
-            if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), "setns")
-
-    def submit(self, function: Callable[..., _T], *args: Any) -> Future[_T]:
-        return self.threads.submit(function, *args)
-
-    def run(self, function: Callable[..., _T], *args: Any, timeout_s: float = 30) -> _T:
-        return self.threads.submit(function, *args).result(timeout_s)
-
-    def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:
-        sock = self.run(socket.socket, family, kind, protocol)
-        if not kind & socket.SOCK_NONBLOCK:
-            sock.settimeout(_WAIT_S)
-        return sock
-
-    def listen(self, address: str, port: int) -> socket.socket:
-        sock = self.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if sock.family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((address, port))
-        sock.listen(4096)
-        return sock
-
-    def connect(self, address: str, port: int) -> socket.socket:
-        sock = self.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
-        try:
-            sock.connect((address, port))
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-
-    def udp(self, address: str) -> socket.socket:
-        return self.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
-
-    def ip(self, batch: str) -> None:
-        subprocess.run(["ip", "-n", self.name, "-batch", "-"], input=batch, text=True, check=True, timeout=_WAIT_S)
-
-    def call(self, *command: str) -> str:
-        done = subprocess.run(["ip", "netns", "exec", self.name, *command], capture_output=True, text=True, timeout=_WAIT_S, check=True)
-        return done.stdout
-
-    def close(self) -> None:
-        self.threads.shutdown(wait=False, cancel_futures=True)
-        subprocess.run(["ip", "netns", "del", self.name], timeout=_WAIT_S, check=False)
-
-
-class Sentinel:
-    """Hears every packet that comes out of the session's veth."""
-
-    def __init__(self, netns: Netns) -> None:
-        self._sock = netns.run(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-        self._sock.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)  # SO_RCVBUFFORCE
-        self._sock.bind(("eth0", 0))
-        self._sock.setblocking(False)
-
-    def settle(self) -> None:
-        """Wait for what is under way: a packet crosses a veth at once, repetitions of a SYN and neighbour look-ups take 1 s."""
-        threading.Event().wait(1.1)
-
-    def strays(self) -> list[str]:
-        """Packets since the last call whose destination is none of the developer's own network's."""
-        found = []
-        while True:
-            try:
-                frame, (_, ethertype, pkttype, *_) = self._sock.recvfrom(2048)
-            except BlockingIOError:
-                return found
-            if pkttype == socket.PACKET_OUTGOING:
-                continue
-            if ethertype == 0x0800:
-                source, destination, protocol = ip_address(frame[26:30]), ip_address(frame[30:34]), frame[23]
-            elif ethertype == 0x86DD:
-                source, destination, protocol = ip_address(frame[22:38]), ip_address(frame[38:54]), frame[20]
-            elif ethertype == 0x0806 and frame[20:22] == b"\0\1" and ip_address(frame[38:42]) not in _OWN_NETWORKS[0]:
-                found.append(f"arp who-has {ip_address(frame[38:42])}")
-                continue
-            else:
-                continue
-            if not any(destination in network for network in _OWN_NETWORKS if network.version == destination.version):
-                found.append(f"{source} -> {destination} protocol {protocol}")
-
-    def close(self) -> None:
-        self._sock.close()
-
-
-class Host:
-    """The host CLI's end of one control connection: brings the carriers that are asked for, keeps what else is said."""
-
-    def __init__(self, path: Path, dial: Callable[[], socket.socket] | None) -> None:
-        self._path = path
-        self._dial = dial
-        self._sock = socket.socket(socket.AF_UNIX)
-        self._sock.connect(str(path))
-        self._sock.sendall(b'{"type": "control"}\n')
-        self.heard: queue.Queue[door.Message | None] = queue.Queue()
-        self._thread = threading.Thread(target=self._listen, daemon=True)
-        self._thread.start()
-
-    def _listen(self) -> None:
-        reader = door.LineReader()
-        with contextlib.suppress(OSError):
-            while data := self._sock.recv(65536):
-                for line in reader.feed(data):
-                    message = door.decode(line)
-                    if isinstance(message, door.Dial):
-                        self._bring(message)
-                    else:
-                        self.heard.put(message)
-        self.heard.put(None)
-
-    def _bring(self, asked: door.Dial) -> None:
-        try:
-            if self._dial is None:
-                raise OSError("no agent")
-            carrier = self._dial()
-        except OSError as exc:
-            self.send(door.CarrierFailed(asked.id, str(exc)))
-            return
-        with carrier, socket.socket(socket.AF_UNIX) as sock:
-            sock.connect(str(self._path))
-            line = json.dumps({"type": "carrier", "id": asked.id, "via": "direct"}).encode() + b"\n"
-            socket.send_fds(sock, [line], [carrier.fileno()])
-
-    def send(self, message: door.Message) -> None:
-        self._sock.sendall(door.encode(message))
-
-    def until(self, kind: type[_T], fact: Callable[[_T], bool] = lambda message: True) -> _T:
-        """The next message of that kind for which `fact` holds."""
-        while True:
-            message = self.heard.get(timeout=_WAIT_S)
-            if isinstance(message, kind) and fact(message):
-                return message
-            if message is None:
-                raise EOFError(f"the bridge closed its door: {(self._path.parent / 'bridge.log').read_text()[-3000:]}")
-            if isinstance(message, door.Failed):
-                raise AssertionError(f"{message.error}: {message.message} ({message.hint})")
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
-        self._sock.close()
-        self._thread.join(_WAIT_S)
-
-
 class World:
     """The four namespaces with their servers, and a bridge in `ses` once `start()` was called."""
 
@@ -276,7 +116,7 @@ class World:
     def set_up(self) -> None:
         names = {netns: getattr(self, netns).name for netns in _INSIDE}
         links = {f"{short}0": f"mb{os.getpid() % 100000}{self._number}{short[0]}" for short in _INSIDE}
-        subprocess.run(["ip", "-batch", "-"], input=_SETUP.format(**names, **links), text=True, check=True, timeout=_WAIT_S)
+        subprocess.run(["ip", "-batch", "-"], input=_SETUP.format(**names, **links), text=True, check=True, timeout=WAIT_S)
         for short, batch in _INSIDE.items():
             netns: Netns = getattr(self, short)
             netns.ip(f"link set lo up\nlink set eth0 up\n{batch}{_ROUTES[short]}")
@@ -285,17 +125,19 @@ class World:
         # what the engine sets on pause's netns when it makes it
         conf = "net.ipv4.conf.all"
         self.ses.call("sysctl", "-qw", f"{conf}.arp_ignore=1", f"{conf}.arp_announce=2", f"{conf}.rp_filter=2")
-        self.sentinel = Sentinel(self.dev)
+        self.sentinel = Sentinel(self.dev, _OWN_NETWORKS)
         self._stack.callback(self.sentinel.close)
-        for place in ("dev", "clu", "tgt"):
-            netns = getattr(self, place)
+        for netns, place in ((self.dev, "dev"), (self.clu, "cluster"), (self.tgt, "target")):
             for address in ("0.0.0.0", "::"):
-                self._serve_tcp(netns, address, PORT)
-        for netns, addresses in ((self.clu, (SERVER, SERVER6, FAR)), (self.dev, ("172.30.0.1", SERVER, SERVER6, FAR))):
+                self._stack.callback(answering.tcp(netns, address, PORT, place))
+        for netns, place, addresses in (
+            (self.clu, "cluster", (SERVER, SERVER6, FAR)),
+            (self.dev, "dev", ("172.30.0.1", SERVER, SERVER6, FAR)),
+        ):
             for address in addresses:  # bound to each, so that an answer comes from the address that was asked
-                self._serve_udp(netns, address, PORT)
-        self._serve_dns(self.clu, SERVER, CLUSTER_NAMES)
-        self._serve_dns(self.dev, "172.30.0.1", DEV_NAMES)
+                self._stack.callback(answering.udp(netns, address, PORT, place))
+        self._stack.callback(answering.dns(self.clu, SERVER, CLUSTER_NAMES))
+        self._stack.callback(answering.dns(self.dev, "172.30.0.1", DEV_NAMES))
         for name, text in (("resolv.conf", "nameserver 172.30.0.1\n"), ("hosts", "127.0.0.1 localhost\n172.30.0.2 own-name\n")):
             (self.folder / name).write_text(text)
         mounts = [f"mount --bind {self.folder}/{name} /etc/{name}" for name in ("resolv.conf", "hosts")]
@@ -305,7 +147,7 @@ class World:
             ["nsenter", f"--net={self.ses.path}", "unshare", "-m", "sh", "-c", f"{' && '.join(mounts)} && echo up && exec sleep 100000"],
             stdout=subprocess.PIPE,
         )
-        self._stack.callback(_end, self.pause)
+        self._stack.callback(end, self.pause)
         assert self.pause.stdout is not None
         assert self.pause.stdout.readline() == b"up\n"
         self._stack.callback(self.pause.stdout.close)
@@ -334,7 +176,7 @@ class World:
                 stderr=log,
                 env={**os.environ, "PYTHONPATH": str(ROOT), "MBRIDGE_LOG": "debug", "PATH": self._path()},
             )
-        self._stack.callback(_end, self.bridge)
+        self._stack.callback(end, self.bridge)
         self._await_door()
         self.take_over()
         assert self.ready is not None
@@ -361,7 +203,7 @@ class World:
 
     def _await_door(self) -> None:
         assert self.bridge is not None
-        for _ in range(_WAIT_S * 100):
+        for _ in range(WAIT_S * 100):
             with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
                 probe.connect(str(self.door))
                 return
@@ -373,7 +215,7 @@ class World:
     def kill_bridge(self) -> None:
         assert self.bridge is not None
         self.bridge.send_signal(signal.SIGKILL)
-        self.bridge.wait(_WAIT_S)
+        self.bridge.wait(WAIT_S)
 
     def app_run(self, *command: str, timeout_s: float = 30) -> subprocess.CompletedProcess[str]:
         """A real program of the app: in the session's netns, with the session's /etc/resolv.conf and /etc/hosts."""
@@ -384,158 +226,8 @@ class World:
     def python(self, code: str, *args: str) -> subprocess.CompletedProcess[str]:
         return self.app_run(sys.executable, "-c", code, *args)
 
-    def _thread(self, netns: Netns, function: Callable[[], None]) -> None:
-        netns.submit(function)
-
-    def _serve_tcp(self, netns: Netns, address: str, port: int) -> None:
-        listener = netns.listen(address, port)
-        listener.settimeout(None)
-        self._stack.callback(listener.close)
-        self._stack.callback(_wake, listener)
-        place = _place(netns)
-
-        def talk(sock: socket.socket, peer: tuple[Any, ...]) -> None:
-            with sock, contextlib.suppress(OSError):
-                sock.settimeout(60)
-                sock.sendall(f"{place} {peer[0]}\n".encode())
-                while data := sock.recv(65536):
-                    sock.sendall(data)
-
-        def serve() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    sock, peer = listener.accept()
-                    threading.Thread(target=talk, args=(sock, peer), daemon=True).start()
-
-        threading.Thread(target=serve, daemon=True).start()
-
-    def _serve_udp(self, netns: Netns, address: str, port: int) -> None:
-        sock = netns.udp(address)
-        sock.settimeout(None)
-        sock.bind((address, port))
-        self._stack.callback(sock.close)
-        self._stack.callback(_wake, sock)
-        place = _place(netns)
-
-        def serve() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    data, peer = sock.recvfrom(65535)
-                    if peer is None:
-                        return
-                    if data == b"who":
-                        data = f"{place} {peer[0]}".encode()
-                    sock.sendto(data, peer)
-
-        threading.Thread(target=serve, daemon=True).start()
-
-    def _serve_dns(self, netns: Netns, address: str, names: dict[str, str]) -> None:
-        self._serve_dns_over_tcp(netns, address, names)
-        sock = netns.udp(address)
-        sock.settimeout(None)
-        sock.bind((address, 53))
-        self._stack.callback(sock.close)
-        self._stack.callback(_wake, sock)
-
-        def serve() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    query, peer = sock.recvfrom(4096)
-                    if peer is None:
-                        return
-                    sock.sendto(_answer(query, names), peer)
-
-        threading.Thread(target=serve, daemon=True).start()
-
-    def _serve_dns_over_tcp(self, netns: Netns, address: str, names: dict[str, str]) -> None:
-        listener = netns.listen(address, 53)
-        listener.settimeout(None)
-        self._stack.callback(listener.close)
-        self._stack.callback(_wake, listener)
-
-        def serve() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    sock, _ = listener.accept()
-                    with sock:
-                        sock.settimeout(5)
-                        size = int.from_bytes(sock.recv(2, socket.MSG_WAITALL), "big")
-                        answer = _answer(sock.recv(size, socket.MSG_WAITALL), names)
-                        sock.sendall(len(answer).to_bytes(2, "big") + answer)
-
-        threading.Thread(target=serve, daemon=True).start()
-
     def close(self) -> None:
         self._stack.close()
-
-
-class Agent:
-    """The real agent's process in the target's netns, with the target's /etc and host name."""
-
-    def __init__(self, netns: Netns, folder: Path, facts: Facts, key: asyncssh.SSHKey) -> None:
-        self.private_key = key.export_private_key().decode()
-        self._netns = netns
-        for name, text in (("agent-resolv.conf", facts.resolv_conf), ("agent-hosts", facts.hosts)):
-            (folder / name).write_text(text)
-        steps = [f"mount --bind {folder}/agent-{name} /etc/{name}" for name in ("resolv.conf", "hosts")]
-        steps += [f"hostname {facts.hostname}", 'exec "$@"']
-        serve = [sys.executable, "-m", "bridge.agent", "--listen", "loopback", "--key", key.export_public_key().decode().strip()]
-        self._log = (folder / "agent.log").open("ab")
-        self.process = subprocess.Popen(
-            ["nsenter", f"--net={netns.path}", "unshare", "-m", "-u", "sh", "-c", " && ".join(steps), "sh", *serve],
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "MBRIDGE_AGENT_SOCKET": str(folder / "agent.sock")},
-        )
-        assert self.process.stdout is not None
-        first = self.process.stdout.readline().decode().split()
-        assert first[:2] == ["mbridge-agent", "1"], first
-        self.agent_id, self.port, self.host_key = first[2], int(first[3]), " ".join(first[4:])
-
-    def dial(self) -> socket.socket:
-        sock = self._netns.connect("127.0.0.1", self.port)
-        preamble.check(sock.recv(preamble.SIZE, socket.MSG_WAITALL), self.agent_id)
-        return sock
-
-    def close(self) -> None:
-        _end(self.process)
-        if self.process.stdout is not None:
-            self.process.stdout.close()
-        self._log.close()
-
-
-_numbers = itertools.count()
-CLUSTER_NAMES = {"db.shop.svc": SERVER, "far.shop.svc": FAR, "api.corp.example": FAR}
-DEV_NAMES = {"api.corp.example": "172.30.0.1", "db.shop.svc": "172.30.0.1"}
-
-
-def _answer(query: bytes, names: dict[str, str]) -> bytes:
-    """One A record, or NXDOMAIN; no record for other types (RFC 1035 4.1)."""
-    at, labels = 12, []
-    while query[at]:
-        labels.append(query[at + 1 : at + 1 + query[at]].decode())
-        at += 1 + query[at]
-    question, kind = query[12 : at + 5], query[at + 1 : at + 3]
-    address = names.get(".".join(labels).lower())
-    if address is None:
-        return query[:2] + struct.pack("!HHHHH", 0x8583, 1, 0, 0, 0) + question
-    records = b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, 30, 4) + socket.inet_aton(address) if kind == b"\0\1" else b""
-    return query[:2] + struct.pack("!HHHHH", 0x8580, 1, 1 if records else 0, 0, 0) + question + records
-
-
-def _place(netns: Netns) -> str:
-    return {"d": "dev", "c": "cluster", "t": "target", "s": "session"}[netns.name[-1]]
-
-
-def _wake(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.kill()
-    process.wait(_WAIT_S)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -7,7 +7,6 @@ own). A reset, a half-close and an errno are the kernel's, so what the app sees 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
 import socket
 import struct
@@ -17,18 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from bridge.engine.needs import FlowRefused, Sink
 from bridge.model.facts import BridgeConfig, Facts
 from bridge.protocol import door, udp
+from tests.lab.netns import enter
 
-_CLONE_NEWNET = 0x40000000
 _IP_RECVERR, _IPV6_RECVERR = 11, 25
 _MSG_ERRQUEUE = 0x2000
 _WINDOW_BYTES = 1 << 20
-
-
-def enter_netns(path: str) -> None:
-    """The calling thread goes there; sockets that it makes stay there (setns(2))."""
-    with open(path) as file:
-        if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), "setns")
 
 
 class SocketChannel(asyncio.Protocol):
@@ -113,7 +105,7 @@ class FakeLink:
         self.on_datagram: Callable[[udp.Message], None] = lambda message: None
         self._facts = facts
         self._tell = tell
-        self._target = ThreadPoolExecutor(1, initializer=enter_netns, initargs=(target,))
+        self._target = ThreadPoolExecutor(1, initializer=enter, initargs=(target,))
         self._loop = asyncio.get_running_loop()
         self._associations: dict[tuple[int, int], socket.socket] = {}
         self._echoes: dict[int, socket.socket] = {}

@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.lab.netns import enter
+
 RESET = struct.pack("ii", 1, 0)
 
 
@@ -169,7 +171,7 @@ def test_A10_source_ports_are_used_again_without_a_failure(world) -> None:
 
 def test_A11_a_thousand_flows_are_open_at_once_and_each_answers(world) -> None:
     def open_many() -> list[socket.socket]:
-        with ThreadPoolExecutor(50, initializer=world.ses._enter) as pool:
+        with ThreadPoolExecutor(50, initializer=enter, initargs=(world.ses.path,)) as pool:
             return list(pool.map(lambda _: world.ses.connect("10.77.0.9", 7000), range(1000)))
 
     apps = open_many()

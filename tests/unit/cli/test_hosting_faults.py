@@ -1,0 +1,123 @@
+"""A session whose parts come and go while its app runs: what is made again, and what ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator
+
+import pytest
+
+from bridge.adapters.docker.engine import Engine
+from bridge.engine.needs import TargetChange
+from bridge.errors import AgentFailed, BridgeError, HostKeyMismatch
+from bridge.model.session import State
+from bridge.protocol import door as wire
+from tests.unit.cli.hosted import Play, World
+
+
+@contextlib.asynccontextmanager
+async def _up(world: World) -> AsyncIterator[asyncio.Task[int]]:
+    """A session whose app runs, ended at the end."""
+    async with asyncio.TaskGroup() as group:
+        hosted = group.create_task(world.host(signals_end_it=True))
+        await world.until(lambda: world.started.is_set() and world.status().state is State.READY)
+        yield hosted
+        if not hosted.done():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def _error_of(world: World) -> BridgeError:
+    with pytest.raises(BridgeError) as told:
+        await world.host()
+    return told.value
+
+
+def test_a_bridge_that_ends_is_started_again_and_told_all_while_the_app_runs_on(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        async with _up(world):
+            bridge = world.container("bridge")
+            bridge.signals.append("KILL")
+            bridge.killed.set()
+            await world.until(lambda: len(world.bridge.configs) == 2)
+            assert world.bridge.configs[1].config.engine_resolv_conf == "nameserver 127.0.0.11\n"
+            assert world.container("app").starts == 1
+            assert "the bridge has ended" in str(world.ui.told)
+
+    play(scenario)
+
+
+def test_a_bridge_that_was_removed_is_made_again(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        async with _up(world):
+            await Engine(world.engine.endpoint).remove(world.container("bridge").id)
+            await world.until(lambda: len(world.bridge.configs) == 2)
+
+    play(scenario)
+
+
+def test_a_dial_is_answered_with_a_descriptor_whose_far_end_is_the_agent(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        async with _up(world):
+            world.bridge.say(wire.Dial(1))
+            assert await world.bridge.carriers.get() == b"agent 0000000000000001"
+
+    play(scenario)
+
+
+def test_a_dial_that_finds_the_agent_ended_brings_a_new_one_once(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        async with _up(world):
+            world.place.dials = [AgentFailed("the agent has ended"), AgentFailed("the agent has ended")]
+            world.bridge.say(wire.Dial(1))
+            world.bridge.say(wire.Dial(2))
+            assert await world.bridge.hears(wire.Agent) == wire.Agent("ssh-ed25519 KEY2", f"{2:016x}")
+            assert {(await world.bridge.hears(wire.CarrierFailed)).id for _ in range(2)} == {1, 2}
+            assert world.place.agents == 2
+
+    play(scenario)
+
+
+def test_a_target_that_stops_is_waited_for_and_gets_a_new_agent_when_it_is_back(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        async with _up(world):
+            world.place.changes.put_nowait(TargetChange("gone", "the target orders has stopped"))
+            await world.until(lambda: world.status().state is State.RECONNECTING)
+            assert world.status().why == "the target orders has stopped"
+            world.bridge.say(wire.Dial(1))
+            assert (await world.bridge.hears(wire.CarrierFailed)).why == "the target orders has stopped"
+            world.place.changes.put_nowait(TargetChange("moved", "the target orders has started"))
+            assert (await world.bridge.hears(wire.Agent)).agent_id == f"{2:016x}"
+            world.bridge.say(wire.Status(wire.LinkStatus("connected", 0.0, "direct")))
+            await world.until(lambda: world.status().state is State.READY)
+            assert world.container("app").starts == 1
+
+    play(scenario)
+
+
+def test_the_session_ends_with_its_pause_container(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        async with asyncio.TaskGroup() as group:
+            hosted = group.create_task(_error_of(world))
+            await world.started.wait()
+            pause = world.container("pause")
+            pause.signals.append("KILL")
+            pause.killed.set()
+            assert "network is gone" in (await hosted).message
+
+    play(scenario)
+
+
+def test_a_second_host_key_ends_the_session(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        async with asyncio.TaskGroup() as group:
+            hosted = group.create_task(_error_of(world))
+            await world.started.wait()
+            world.place.dials = [HostKeyMismatch("the log holds a second host key")]
+            world.bridge.say(wire.Dial(1))
+            assert "second host key" in (await hosted).message
+            assert world.engine.containers == {}
+
+    play(scenario)
