@@ -25,7 +25,7 @@ from bridge.adapters.docker.engine import Engine
 from bridge.adapters.hostdoor import ExecDoor, HostDoor, Joined, SocketDoor
 from bridge.engine.needs import Place
 from bridge.engine.up import World, untorn
-from bridge.errors import AgentFailed, BridgeError, HostError, HostKeyMismatch, LinkLost, ProtocolError
+from bridge.errors import AgentFailed, BridgeError, HostError, HostKeyMismatch, LinkLost, ProtocolError, VersionMismatch
 from bridge.model.facts import AgentIdentity, BridgeConfig
 from bridge.model.plan import Container, Start
 from bridge.protocol import door as wire
@@ -185,6 +185,10 @@ class Serving:
             return
         except HostKeyMismatch:  # someone in the target speaks in the agent's place: nothing of this session may go on
             raise
+        except VersionMismatch as exc:  # of the agent that was asked for: no attempt will find another
+            if not self.ready.done():
+                raise
+            why = exc.message
         except AgentFailed as exc:
             why = exc.message
             try:

@@ -1,11 +1,12 @@
 """Values that cross between our processes: what the host tells the bridge, what the agent tells about its target.
 
-All of them travel as JSON objects with these field names (docs/design/001-spine.md, "The door").
+All of them travel as JSON objects with these field names (docs/design/001-spine.md, "The door"). Unknown fields are ignored: a
+neighbour in version may say more.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from bridge.errors import RemoteProtocolError
@@ -61,15 +62,12 @@ class BridgeConfig:
     @classmethod
     def from_json(cls, value: object) -> Self:
         data = _object(value, cls)
-        known = {field.name for field in fields(cls)}
         rules = data.get("rules") or ()
         loopback = data.get("loopback") or ()
         if not isinstance(rules, list | tuple) or not isinstance(loopback, list | tuple):
             raise RemoteProtocolError("configure: rules or loopback ports are no list")
         if not all(isinstance(rule, dict) for rule in rules) or not all(isinstance(port, int) for port in loopback):
             raise RemoteProtocolError("configure: rules or loopback ports of another type")
-        if unknown := set(data) - known - {"type"}:
-            raise RemoteProtocolError(f"configure: unknown keys {', '.join(sorted(unknown))}")
         resolv = data.get("engine_resolv_conf")
         return cls(
             **{name: _text(data, name) for name in ("session", "target", "private_key", "host_key", "agent_id")},

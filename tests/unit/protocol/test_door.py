@@ -52,8 +52,13 @@ def test_a_missing_field_is_told_not_guessed(message: door.Message) -> None:
             door.decode(json.dumps({key: value for key, value in whole.items() if key != name}).encode())
 
 
-def test_a_newer_half_may_say_more() -> None:
-    assert door.decode(b'{"type": "stop", "gently": true}') == door.Stop()
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_a_newer_half_may_say_more(message: door.Message) -> None:
+    whole = json.loads(door.encode(message)) | {"since": {"another": ["release"]}}
+    assert door.decode(json.dumps(whole).encode()) == message
+
+
+def test_a_newer_half_may_say_what_nobody_knows() -> None:
     assert door.decode(b'{"type": "sing", "song": 4}') is None
 
 
