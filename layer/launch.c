@@ -11,6 +11,8 @@
  *     +            takes over all that launch itself was started with (what `docker run` gave: -e, the image's, HOME)
  *     +NAME        takes over NAME alone, where it is set
  *     -NAME        removes NAME
+ *     @ROWSxCOLS   the window size of the terminal on stdin, if there is one: an engine sets it only after the start,
+ *                  when a program may have asked for it already
  * An entry with a `=` past its first byte is always a setting, so "-x=1" sets a variable called "-x".
  *
  * PROGRAM is looked up in the PATH of the new environment. Exit codes are docker run's: 127 not found, 126 found but
@@ -25,6 +27,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 enum { FAILED = 125, NOT_EXECUTABLE = 126, NOT_FOUND = 127 };
@@ -89,6 +92,14 @@ static int take_over(char *const *inherited, const char *name)
 	return 0;
 }
 
+/* No terminal, or a size that makes no sense: the program starts all the same. */
+static void resize(const char *words)
+{
+	struct winsize window = { 0 };
+	if (sscanf(words, "%hux%hu", &window.ws_row, &window.ws_col) == 2)
+		ioctl(STDIN_FILENO, TIOCSWINSZ, &window);
+}
+
 static int apply(char *entry, char *const *inherited)
 {
 	if (*entry && *entry != '=' && strchr(entry + 1, '='))
@@ -97,6 +108,8 @@ static int apply(char *entry, char *const *inherited)
 		return take_over(inherited, entry + 1);
 	if (*entry == '-' && entry[1])
 		return unsetenv(entry + 1);
+	if (*entry == '@')
+		resize(entry + 1);
 	return 0; /* empty, or neither a setting nor a directive: what /proc/PID/environ may hold after setproctitle() */
 }
 

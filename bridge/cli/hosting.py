@@ -54,6 +54,7 @@ from bridge.protocol import door as wire
 log = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, sessions.END)
+_WARN_AFTER_S = 0.5  # a carrier that makes way for a better one is no news
 _LINK_STATES = {"connected": "up", "connecting": "connecting", "reconnecting": "connecting", "failed": "down"}
 
 
@@ -114,6 +115,7 @@ class _Hosting:
         self._app: AppProcess | None = None
         self._main: asyncio.Task[int] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._warning: asyncio.TimerHandle | None = None
         self._status = SessionStatus(
             folder.id,
             str(wish.target),
@@ -155,7 +157,8 @@ class _Hosting:
                 if adopted:
                     self._made = list(plan.steps)  # all of it is ours to undo, whatever of it we come to apply again
                 self._folder.save(plan)
-                world = World(self._folder.id, self._engine, self._place, public_key)
+                said = options.environment(self._wish.app, os.environb)
+                world = World(self._folder.id, self._engine, self._place, public_key, app_environ=said)
                 return await self._made_and_served(plan, world, private_key, public_key, adopted)
             finally:
                 self._tell_state(State.STOPPING)
@@ -257,8 +260,10 @@ class _Hosting:
 
     async def _environ(self) -> bytes:
         """The launcher's file: the target's own environment, less what is excluded, then what the user sets."""
-        said = options.environment(self._wish.app, os.environb)
-        return envfile({**choose(parse_environ(await self._place.environ()), self._wish.env), **said})
+        app = self._wish.app
+        window = terminal.size() if app.tty and self._manner.attach else None
+        chosen = choose(parse_environ(await self._place.environ()), self._wish.env)
+        return envfile({**chosen, **options.environment(app, os.environb)}, window)
 
     # what is told
 
@@ -284,9 +289,17 @@ class _Hosting:
         if self._folder.path.exists():
             self._folder.write_status(self._status)
         if state != before and state is State.RECONNECTING:
-            self._ui.warn(f"the link is down ({why or 'no reason given'}); it comes back by itself")
-        elif state != before and before is State.RECONNECTING and state is State.READY:
-            self._ui.note("the link is back")
+            said = f"the link is down ({why or 'no reason given'}); it comes back by itself"
+            self._warning = asyncio.get_running_loop().call_later(_WARN_AFTER_S, self._warn, said)
+        elif state != before and before is State.RECONNECTING:
+            if self._warning is not None:
+                self._warning.cancel()
+            elif state is State.READY:
+                self._ui.note("the link is back")
+
+    def _warn(self, text: str) -> None:
+        self._warning = None
+        self._ui.warn(text)
 
     # signals
 

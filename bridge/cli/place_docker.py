@@ -6,8 +6,11 @@ all; it dies with that namespace's use, so a target that restarted gets a new on
     direct   this process dials the target's address, which a local Linux engine's bridge networks let it; we never join them
     exec     `python -m bridge.agent door` in the agent's container, its stdio pumped into a socket pair
 
-Either is checked by the agent's first 16 bytes before it is handed on. The environment is read from /proc/PID/environ: by this
-process where it may (same machine, same user or root), else by a container in the target's PID namespace that ends at once.
+Either is checked by the agent's first 16 bytes before it is handed on. An exec carrier that stands in for a direct one is ended
+when the agent can be dialled again: the link asks for another then, and nothing of its flows is lost (protocol/stream.py).
+
+The environment is read from /proc/PID/environ: by this process where it may (same machine, same user or root), else by a
+container in the target's PID namespace that ends at once.
 
 Limits: Linux containers. A target in another container's network namespace is reached at its owner's addresses.
 """
@@ -16,12 +19,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import re
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -46,6 +50,8 @@ _START_S = 15.0
 _DIAL_S = 1.5
 _PREAMBLE_S = 5.0
 _EVENTS_RETRY_S = 1.0
+# Longer than a carrier takes to have proven itself (engine/connection.py): what ends sooner is avoided, not replaced
+_BETTER_S = (10.0, 30.0, 60.0)
 Json = dict[str, Any]
 
 
@@ -248,9 +254,7 @@ class DockerPlace:
     async def _first_line(self) -> tuple[str, int, str]:
         """(agent id, port, host key) of the agent's first log line; the rest of the log is watched for a second such line."""
         found: asyncio.Future[tuple[str, int, str]] = asyncio.get_running_loop().create_future()
-        task = asyncio.get_running_loop().create_task(self._read_log(found), name="agent-log")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._spawn(self._read_log(found), "agent-log")
         try:
             async with asyncio.timeout(_START_S):
                 return await found
@@ -318,10 +322,28 @@ class DockerPlace:
         ours, theirs = socket.socketpair()
         for sock in (ours, theirs):
             sock.setblocking(False)
-        task = asyncio.get_running_loop().create_task(join(ours, rest), name="exec-carrier")
+        carrier = self._spawn(join(ours, rest), "exec-carrier")
+        if self._via == "auto" and agent.host is not None:
+            self._spawn(self._until_direct(agent, carrier), "until-direct")
+        return theirs
+
+    async def _until_direct(self, agent: AgentIdentity, carrier: asyncio.Task[None]) -> None:
+        """End this exec carrier once `agent` answers where it is dialled."""
+        for wait_s in itertools.chain(_BETTER_S, itertools.repeat(_BETTER_S[-1])):
+            await asyncio.wait([carrier], timeout=wait_s)
+            if carrier.done():
+                return
+            with contextlib.suppress(LinkError, OSError, TimeoutError):
+                (await self._dial_direct(agent)).close()
+                log.info("= agent %s can be dialled: its carrier by exec makes way", agent.name)
+                carrier.cancel()
+                return
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return theirs
+        return task
 
     # the environment
 

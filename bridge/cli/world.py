@@ -6,9 +6,10 @@ never touches what does not bear the session's label: a container that had the u
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 
 from bridge.adapters.docker.endpoint import Endpoint
@@ -25,12 +26,25 @@ Progress = Callable[[str], None]
 
 
 class World:
-    """Implements engine/up.py: World. `agent` is what the Agent step brought."""
+    """Implements engine/up.py: World. `agent` is what the Agent step brought.
 
-    def __init__(self, session: str, engine: Engine | None, place: Place, public_key: str = "", progress: Progress = log.info) -> None:
+    `app_environ` is what the user gave by `-e` and `--env-file`: as under docker run the app's container has it too, so that
+    `docker exec` finds it. Not the target's, which may hold secrets; and neither is ever part of a plan.
+    """
+
+    def __init__(
+        self,
+        session: str,
+        engine: Engine | None,
+        place: Place,
+        public_key: str = "",
+        progress: Progress = log.info,
+        app_environ: Mapping[bytes, bytes] | None = None,
+    ) -> None:
         self.agent: AgentIdentity | None = None
         self._session, self._own, self._place = session, engine, place
         self._public_key, self.progress = public_key, progress
+        self._app_environ = app_environ or {}
 
     @property
     def _engine(self) -> Engine:
@@ -71,8 +85,11 @@ class World:
             if found["Config"]["Labels"].get("mbridge.session") == self._session:
                 return
             raise HostError(f"the name {op.name} is in use by another container", hint=f"docker rm {op.name}, or choose another --name")
+        body = op.body
+        if op.role == "app":
+            body = {**body, "Env": [*body.get("Env", ()), *_texts(self._app_environ)]}
         try:
-            await self._engine.create(op.name, op.body, op.platform)
+            await self._engine.create(op.name, body, op.platform)
         except EngineRefused as exc:
             without = _without_bind(op)
             if "bind source path does not exist" not in exc.message or without is None:
@@ -84,6 +101,13 @@ class World:
                 await self._engine.join_network(network, op.name, {"Aliases": list(op.aliases)})
             except EngineRefused as exc:
                 raise HostError(f"--network {network}: {exc.message}", hint="docker network ls") from exc
+
+
+def _texts(environ: Mapping[bytes, bytes]) -> Iterator[str]:
+    """As the engine's JSON can carry them; what is no UTF-8 has the launcher's file alone."""
+    for name, value in environ.items():
+        with contextlib.suppress(UnicodeDecodeError):
+            yield f"{name.decode()}={value.decode()}"
 
 
 def _make_folder(path: Path, mode: int) -> None:

@@ -137,6 +137,7 @@ class KeptConnection:
     def agent_changed(self, agent: Agent) -> None:
         """Everything with the old one is over."""
         self._agent = agent
+        self._avoid.clear()  # what failed led to another
         self._new_agent.set()
         self._event.set()
         if self.ssh is not None:

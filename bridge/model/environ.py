@@ -63,13 +63,11 @@ def choose(environ: Mapping[bytes, bytes], wish: EnvWish) -> dict[bytes, bytes]:
     return chosen
 
 
-def envfile(chosen: Mapping[bytes, bytes], user_names: Iterable[str] = ()) -> bytes:
-    """What layer/launch.c reads: the container's own first, the `chosen` over it, the user's `-e` and `--env-file` again last.
-
-    `user_names` are the names that `-e` and `--env-file` set: the container was created with their values.
-    """
+def envfile(chosen: Mapping[bytes, bytes], window: tuple[int, int] | None = None) -> bytes:
+    """What layer/launch.c reads: the container's own first, the `chosen` over it; `window` is the terminal's (rows, columns)."""
     entries = [b"+", *(name + b"=" + value for name, value in chosen.items())]
-    entries += [b"+" + _bytes(name) for name in user_names]
+    if window is not None:
+        entries.append(b"@%dx%d" % window)
     return b"".join(entry + b"\0" for entry in entries)
 
 

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import docker
@@ -274,8 +274,26 @@ def test_A38_a_target_that_restarts_is_found_again_and_the_app_is_not_restarted(
             limit_s=60,
         )
         eventually(lambda: state_of(app), until=lambda state: state == "ready", limit_s=20)
+        assert app.status()["link"]["via"] == "direct", "a new agent is not avoided for what its predecessor's carriers did"
         app.container.reload()
         assert app.container.attrs["State"]["StartedAt"] == started
+
+
+@pytest.mark.timeout(180)
+def test_A38_the_link_goes_back_to_the_better_carrier_and_no_open_flow_notices(lab: Lab, bridge: Bridge) -> None:
+    """The target's address cannot be dialled at first; then it can."""
+    with lab.another_target(69) as target, contextlib.ExitStack() as stack:
+        with cut(target):
+            app = stack.enter_context(bridge(f"docker/{target.name}"))
+            assert app.status()["link"]["via"] == "exec"
+            talk = app.probing("keep_talking", host=lab.server_ip, seconds=25)
+            bulk = app.probing("both_ways", host=lab.server_ip, key="better", length=150_000_000, limit_s=150)
+        eventually(app.status, until=lambda one: (one["state"], one["link"]["via"]) == ("ready", "direct"), limit_s=60)
+        assert "count" in talk.answer()
+        seen = bulk.answer()
+        assert seen["got"] == seen["theirs"] == seen["want"]
+        app.process.send_signal(signal.SIGTERM)
+        assert "the link is down" not in app.process.communicate(timeout=30)[1].decode(), "no news for the user"
 
 
 @pytest.mark.timeout(180)
@@ -325,6 +343,32 @@ def test_A36_the_exec_carrier_carries_the_same(lab: Lab, bridge: Bridge) -> None
         assert app.status()["link"]["via"] == "exec"
         seen = app.probe("both_ways", host=lab.server_ip, key="exec", length=20_000_000)
         assert seen["got"] == seen["theirs"] == seen["want"]
+
+
+DAMAGES = {
+    "truncated": lambda text: text[: len(text) // 2],
+    "empty": lambda text: "",
+    "unknown step": lambda text: text.replace('"do": "volume"', '"do": "fly"'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_A36_a_damaged_plan_keeps_down_from_nothing(lab: Lab, own_cli: Cli, tmp_path: Path, damage: Callable[[str], str]) -> None:
+    config(tmp_path, lab, lab.target.name)
+    session = own_cli.run("up", "-d", cwd=tmp_path).stdout.strip()
+    os.kill(host_process(own_cli, session), signal.SIGKILL)
+    (plan,) = own_cli.state.rglob(f"{session}/plan.json")
+    plan.write_text(damage(plan.read_text()))
+    plan.with_name("status.json").write_text("{")
+    (status,) = own_cli.status()
+    assert (status["id"], status["state"]) == (session, "failed")
+    done = own_cli.run("up", "-d", cwd=tmp_path)  # the next start does not trip over it
+    assert done.returncode == 0, done.stderr
+    assert own_cli.run("down", done.stdout.strip()).returncode == 0
+    done = own_cli.run("down")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("plan is damaged") == 1
+    nothing_left(lab.client, own_cli, session)
 
 
 def test_A36_dry_run_prints_the_plan_and_changes_nothing(lab: Lab, own_cli: Cli) -> None:

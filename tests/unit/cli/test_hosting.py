@@ -47,6 +47,23 @@ def test_the_app_finds_the_targets_environment_less_what_is_excluded_and_the_use
     play(scenario)
 
 
+def test_docker_exec_in_the_apps_container_finds_what_e_gave_and_no_plan_holds_it(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        plans: list[str] = []
+
+        async def app(container: Container) -> int:
+            (folder,) = sessions.all_sessions()
+            plans.append((folder.path / "plan.json").read_text())
+            assert container.body["Env"] == ["B=mine"], "nothing of the target's"
+            return 0
+
+        world.engine.programs["app:1"] = app
+        assert await world.host() == 0
+        assert "B=mine" not in plans[0]
+
+    play(scenario)
+
+
 def test_the_app_does_not_start_before_the_bridge_is_ready(play: Play) -> None:
     async def scenario(world: World) -> None:
         world.bridge.may_be_ready.clear()

@@ -44,7 +44,7 @@ def test_a_bridge_that_ends_is_started_again_and_told_all_while_the_app_runs_on(
             await world.until(lambda: len(world.bridge.configs) == 2)
             assert world.bridge.configs[1].config.engine_resolv_conf == "nameserver 127.0.0.11\n"
             assert world.container("app").starts == 1
-            assert "the bridge has ended" in str(world.ui.told)
+            await world.until(lambda: "the bridge has ended" in str(world.ui.told))
 
     play(scenario)
 

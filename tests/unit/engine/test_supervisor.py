@@ -138,6 +138,7 @@ def test_another_agent_gets_new_connections_with_its_own_key() -> None:
         await world.until_state("reconnecting")
         await world.until_state("connected")
         assert [ssh.host_key for ssh in world.connections[2:]] == ["key-2", "key-2"]
+        assert {avoid for _, _, avoid in world.dials} == {()}, "it is not avoided for what its predecessor's carriers did"
         assert await link.open_flow("10.0.3.7", 80, APP) == "flow to 10.0.3.7:80 by key-2"
         link.agent_changed("key-2", "b" * 16)
         assert not world.flows.closed.done()

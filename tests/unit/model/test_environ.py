@@ -43,8 +43,9 @@ def test_A31_set_beats_the_target_and_a_name_that_cannot_be_set_is_told() -> Non
         choose({}, EnvWish(set={"A=B": "x"}))
 
 
-def test_the_file_for_the_launcher_has_the_containers_own_first_and_the_users_again_last() -> None:
-    assert envfile({b"A": b"1\n2", b"RAW": b"\xff"}, ["A"]) == b"+\0A=1\n2\0RAW=\xff\0+A\0"
+def test_the_file_for_the_launcher_has_the_containers_own_first_and_the_terminals_size_last() -> None:
+    assert envfile({b"A": b"1\n2", b"RAW": b"\xff"}) == b"+\0A=1\n2\0RAW=\xff\0"
+    assert envfile({b"A": b"1"}, (33, 101)) == b"+\0A=1\0@33x101\0"
 
 
 HARD = {b"A": b'it\'s $HOME `id` "x" \\n', b"MULTI": b"a\nb", b"PLAIN": b"x:/y", b"EMPTY": b"", b"RAW": b"\xff'\n", b"spring.name": b"x"}
