@@ -1,4 +1,4 @@
-"""Images of an engine as files and in registries: list, save, load, push. Building them is images.py's.
+"""Images of an engine as files and in registries: list, save, load, push, prune. Building them is images.py's.
 
 docker-py, because it knows the credential helpers of a push. Limits: blocking, call it in a thread; tar files are those of
 `docker save`.
@@ -7,7 +7,9 @@ docker-py, because it knows the credential helpers of a push. Limits: blocking, 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,17 @@ import requests
 from bridge.errors import EngineUnavailable, HostError
 
 Progress = Callable[[str], None]
+_OURS = re.compile(r"mbridge-(bridge|agent):")
+
+
+@dataclass(frozen=True, slots=True)
+class Old:
+    """An image of ours that nothing needs: `names` it has on the engine (none: a build has replaced it), `what` it is."""
+
+    id: str
+    names: tuple[str, ...]
+    what: str
+    size: int
 
 
 def connected(
@@ -83,6 +96,45 @@ def push(client: docker.DockerClient, name: str, repository: str, progress: Prog
         finally:
             client.images.remove(f"{repository}:{tag}", noprune=True)
     return f"{repository}:{tag}"
+
+
+def superseded(client: docker.DockerClient, current: Collection[str]) -> list[Old]:
+    """Our images but the `current` ones, those that a container uses, running or not, and those that bear a name of the user's."""
+    with translated():
+        used = {str(container["ImageID"]) for container in client.api.containers(all=True)}
+        images = [image for label in ("mbridge.image", "mbridge.stage") for image in client.api.images(filters={"label": label})]
+    return [old for image in images if image["Id"] not in used and (old := _old(image, current)) is not None]
+
+
+def _old(image: Mapping[str, Any], current: Collection[str]) -> Old | None:
+    labels: Mapping[str, str] = image["Labels"]
+    names = tuple(name for name in image.get("RepoTags") or () if name != "<none>:<none>")
+    stage_of = labels.get("mbridge.stage")
+    if stage_of in current or any(name in current or not _OURS.match(name) for name in names):
+        return None
+    what = f"stage of {stage_of}" if stage_of else names[0] if names else f"{labels['mbridge.image']}, replaced by a later build"
+    return Old(str(image["Id"]), names, what, int(image["Size"]))
+
+
+def remove(client: docker.DockerClient, old: Old) -> bool:
+    """False where the engine keeps it: a container has begun to use it, or an image of the user's was made from it."""
+    with translated():
+        for name in old.names or (old.id,):
+            try:
+                client.api.remove_image(name)
+            except docker.errors.ImageNotFound:
+                continue  # someone was quicker
+            except docker.errors.APIError as error:
+                if error.status_code != 409:
+                    raise
+                return False
+    return True
+
+
+def disk_usage(client: docker.DockerClient) -> int:
+    """Bytes of all layers on the engine: images share them, so their sizes do not add up."""
+    with translated():
+        return int(client.df().get("LayersSize") or 0)
 
 
 @contextlib.contextmanager

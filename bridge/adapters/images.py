@@ -48,8 +48,8 @@ BASE = "debian:bookworm-slim"
 _PACKAGE = Path(bridge.__file__).parent
 # What an image never imports: a change there must not make it, and so running agents, look outdated.
 _HOST_ONLY = ("cli", "_images", "_layer", "adapters/docker", "adapters/kube", "adapters/images.py", "adapters/image_store.py",
-              "adapters/hostdoor.py", "adapters/terminal.py", "engine/up.py", "model/config.py", "model/config_schema.py",
-              "model/yaml_lines.py", "model/rights.py", "model/wish.py", "model/plan.py")  # fmt: skip
+              "adapters/cluster_tools.py", "adapters/hostdoor.py", "adapters/terminal.py", "engine/up.py", "model/config.py",
+              "model/config_schema.py", "model/yaml_lines.py", "model/rights.py", "model/wish.py", "model/plan.py")  # fmt: skip
 _BRIDGE_ONLY = ("sidecar", "adapters/netlink.py", "adapters/nft.py", "adapters/nfqueue.py", "adapters/listeners.py", "adapters/tun.py",
                 "adapters/engine_dns.py", "engine/outgoing.py", "engine/datagrams.py", "engine/resolver.py",
                 "engine/supervisor.py", "protocol/door.py")  # fmt: skip
@@ -88,20 +88,38 @@ def build(client: docker.DockerClient, which: Which, progress: Progress) -> str:
                 member.size, member.mode, member.mtime = len(data), 0o644, 1  # a fixed time: same files, same layer
                 tar.addfile(member, io.BytesIO(data))
         context.seek(0)
+        before = _of(client, name)
         _run_build(client, context, name, lambda line: progress(f"{which}: {line}"))
+        _forget(client, before - _of(client, name, newest=True))
     return name
 
 
 def _run_build(client: docker.DockerClient, context: io.BytesIO, name: str, progress: Progress) -> None:
     said: list[str] = []
     labels = {"mbridge.image": name.partition(":")[0].removeprefix("mbridge-")}
-    for event in client.api.build(fileobj=context, custom_context=True, tag=name, labels=labels, rm=True, decode=True):
+    build = client.api.build
+    for event in build(fileobj=context, custom_context=True, tag=name, labels=labels, buildargs={"IMAGE": name}, rm=True, decode=True):
         if "error" in event:
             raise HostError(f"building {name} failed: {event['error']}", hint="\n".join(said[-15:]) or None)
         for line in event.get("stream", "").splitlines():
             said.append(line)
             if line.startswith("Step "):
                 progress(line)
+
+
+def _of(client: docker.DockerClient, name: str, newest: bool = False) -> set[str]:
+    """Ids of the image of this name, if there is one, and of the stages that images of this name were built in."""
+    stages = sorted(client.api.images(filters={"label": f"mbridge.stage={name}"}), key=lambda image: int(image["Created"]))
+    return {str(image["Id"]) for image in (*client.api.images(name), *(stages[-1:] if newest else stages))}
+
+
+def _forget(client: docker.DockerClient, ids: set[str]) -> None:
+    """Images that a build of the same name replaced; one that a container still uses, or that bears another name, stays."""
+    import docker.errors
+
+    for one in ids:
+        with contextlib.suppress(docker.errors.APIError):
+            client.api.remove_image(one)
 
 
 def _sources(which: Which) -> Iterator[tuple[str, bytes]]:

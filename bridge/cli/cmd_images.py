@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from bridge.cli.main import Caller
-from bridge.cli.options import Command, common, docker_context_option, json_option
+from bridge.cli.options import Command, cluster_options, common, docker_context_option, json_option, stacked
 
 EXAMPLES = """\
   mbridge images ls
   mbridge images build                                    before the first `run`, so that it starts at once
+  mbridge images load                                     the agent's, into kind, k3d or minikube
+  mbridge images push registry.example/team/mbridge       for other clusters: agent.image in mbridge.yaml names what it prints
   mbridge images save mbridge.tar                         here, and on a machine without a network:
   mbridge images load mbridge.tar
-  mbridge images push registry.example/team/mbridge       then agent.image in mbridge.yaml names what it prints
+  mbridge images prune                                    those of earlier versions
 """
 WHICH = ("bridge", "agent")
 _which = click.argument("which", metavar="[bridge|agent]…", nargs=-1, type=click.Choice(WHICH))
@@ -68,15 +71,60 @@ def save(caller: Caller, /, file: Path, which: tuple[str, ...], docker_context: 
     caller.ui.note(f"wrote {file}; elsewhere: mbridge images load {file}")
 
 
-@command.command("load", cls=Command, examples="  mbridge images load mbridge.tar\n")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+LOAD_EXAMPLES = """\
+  mbridge images load                     into the cluster of the kubeconfig's current context: kind, k3d, minikube
+  mbridge images load --to kind:dev       into that one, whatever the kubeconfig says
+  mbridge images load --command 'ssh node1 sudo ctr -n k8s.io images import -'        any other, node by node
+  mbridge images load mbridge.tar         into the engine: what `images save` wrote
+"""
+
+
+@command.command("load", cls=Command, examples=LOAD_EXAMPLES)
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False)
+@click.option("--to", metavar="kind|k3d|minikube[:NAME]", help="This cluster, instead of the one that the context means.")
+@click.option("--command", metavar="COMMAND", help="A shell command that brings the image from its stdin, as `docker save` writes it.")
+@stacked(cluster_options, docker_context_option)
+@common
+@click.pass_obj
+def load(caller: Caller, /, file: Path | None, to: str | None, command: str | None, docker_context: str | None, **options: Any) -> None:
+    """Bring the agent's image into a cluster; or, with FILE, give the engine the images of it.
+
+    Without FILE the image goes from the engine, which builds it where it is absent, by the cluster's own tool where that is installed,
+    else into its nodes where they are containers of the engine.
+    """
+    from bridge.cli import settings
+    from bridge.errors import SpecError
+
+    if to and command:
+        raise SpecError("--to and --command are two ways to one cluster: name one of them")
+    if file is not None:
+        if to or command or any(options.values()):
+            raise SpecError(f"{file} goes into the engine; what goes into a cluster is the agent's image, without a file",
+                            hint=f"mbridge images load {file}, then mbridge images load")  # fmt: skip
+        for name in caller.wiring.load_images(file, docker_context, caller.ui):
+            caller.ui.say(name)
+        return
+    where = settings.where(caller.environ, options | {"docker_context": docker_context})
+    caller.ui.say(caller.wiring.load_into_cluster(to, command, where, caller.ui))
+
+
+@command.command("prune", cls=Command, examples="  mbridge images prune --dry-run\n  mbridge images prune\n")
+@click.option("--dry-run", is_flag=True, help="Say which, and remove nothing.")
 @docker_context_option
 @common
 @click.pass_obj
-def load(caller: Caller, /, file: Path, docker_context: str | None) -> None:
-    """Give the engine the images of FILE."""
-    for name in caller.wiring.load_images(file, docker_context, caller.ui):
-        caller.ui.say(name)
+def prune(caller: Caller, /, dry_run: bool, docker_context: str | None) -> None:
+    """Remove images of other versions of mbridge, and what was left of building them.
+
+    An image that a container uses, running or not, stays; so does one to which you gave a name, and what this version uses.
+    """
+    gone = caller.wiring.prune_images(dry_run, docker_context, caller.ui)
+    for what in gone:
+        caller.ui.say(what)
+    if not gone:
+        caller.ui.note("no images of other versions")
+    elif dry_run:
+        caller.ui.note(f"{len(gone)} images; without --dry-run they are removed")
 
 
 @command.command("push", cls=Command, examples="  mbridge images push registry.example/team/mbridge\n")

@@ -128,11 +128,14 @@ def stacked(*options: Callable[[Any], Any]) -> Callable[[F], F]:
     return decorate
 
 
+cluster_options = stacked(
+    click.option("--context", metavar="NAME", help="Context of the kubeconfig."),
+    click.option("--kubeconfig", metavar="FILE", help="Instead of $KUBECONFIG or ~/.kube/config."),
+)
 where_options = stacked(
     click.option("-n", "--namespace", metavar="NAME", help="Namespace of the target."),
     click.option("-c", "--container", metavar="NAME", help="Container of the target, where it has several."),
-    click.option("--context", metavar="NAME", help="Context of the kubeconfig."),
-    click.option("--kubeconfig", metavar="FILE", help="Instead of $KUBECONFIG or ~/.kube/config."),
+    cluster_options,
     docker_context_option,
 )
 agent_options = stacked(

@@ -225,6 +225,39 @@ class Wiring:
         with ui.step("load"):
             return image_store.load(self._docker_py(docker_context), file)
 
+    def load_into_cluster(self, to: str | None, command: str | None, where: Where, ui: Ui) -> str:
+        """Bring the agent's image, built where it is absent, from the engine into a cluster; its name."""
+        from bridge.cli import cluster_images
+
+        engine = self._engine(where.docker_context)
+        cluster = None if command else asyncio.run(cluster_images.find(to, where, engine))
+        (name,) = self.build_images(("agent",), False, where.docker_context, ui)
+        with ui.step("load") as step:
+            if cluster is None:
+                asyncio.run(cluster_images.load_by(command or "", name, engine, step.now))
+                step.done("the command has it")
+            else:
+                step.done(f"{cluster}: {asyncio.run(cluster_images.load(name, cluster, engine, step.now))}")
+        return name
+
+    def prune_images(self, dry_run: bool, docker_context: str | None, ui: Ui) -> list[str]:
+        """Remove our images of other versions; what they were."""
+        from bridge.adapters import image_store, images
+
+        client = self._docker_py(docker_context)
+        old = image_store.superseded(client, [images.tag(which) for which in images.NAMES])
+        if dry_run or not old:
+            return [one.what for one in old]
+        with ui.step("prune") as step:
+            before, gone = image_store.disk_usage(client), []
+            for number, one in enumerate(old):
+                step.now(f"{number + 1} of {len(old)}: {one.what}")
+                if image_store.remove(client, one):
+                    gone.append(one.what)
+            freed = max(0, before - image_store.disk_usage(client))
+            step.done(f"{len(gone)} images, {freed / 1e6:.0f} MB")
+        return gone
+
     def push_images(self, repository: str, which: Sequence[str], docker_context: str | None, ui: Ui) -> list[str]:
         from bridge.adapters import image_store
 

@@ -112,7 +112,7 @@ class Launcher:
                       if c["name"] == container), "?")  # fmt: skip
         if "image" in message.lower():
             ways = "another --agent-image that this cluster can pull, or --agent pod with a pull secret"
-            hint = f"the node has no {image}: load it into the cluster, name {ways}{left}"
+            hint = f"the node has no {image}: mbridge images load brings it into kind, k3d or minikube; else {ways}{left}"
         else:
             hint = f"kubectl describe pod {pod['metadata']['name']} -n {self._namespace}{left}"
         return AgentFailed(f"the agent cannot start: {message}", hint=hint)

@@ -104,3 +104,64 @@ def test_a_push_leaves_no_name_on_the_engine_whether_it_goes_well_or_not(events:
 def test_an_image_that_is_not_there_has_no_size() -> None:
     assert image_store.size(Client(), "a:1") == 90  # type: ignore[arg-type]  # a fake
     assert image_store.size(Client(fails=docker.errors.ImageNotFound("no")), "a:1") is None  # type: ignore[arg-type]  # a fake
+
+
+class Stock:
+    """An engine's images and the containers that use them, as docker-py's low-level calls tell of them."""
+
+    def __init__(self, *images: dict[str, Any], used: tuple[str, ...] = (), refuses: int = 0) -> None:
+        self.api = self
+        self.kept, self.used, self.refuses = list(images), used, refuses
+
+    def containers(self, all: bool) -> list[dict[str, str]]:
+        return [{"ImageID": one} for one in self.used] if all else []
+
+    def images(self, filters: dict[str, str]) -> list[dict[str, Any]]:
+        return [one for one in self.kept if filters["label"] in (one["Labels"] or {})]
+
+    def remove_image(self, name: str) -> None:
+        if self.refuses:
+            raise docker.errors.APIError("no", SimpleNamespace(status_code=self.refuses, reason="", url=""))  # type: ignore[arg-type]  # a fake
+        found = [one for one in self.kept if name == one["Id"] or name in one["RepoTags"]]
+        if not found:
+            raise docker.errors.ImageNotFound("no")
+        self.kept.remove(found[0])
+
+
+def image(number: int, *names: str, **labels: str) -> dict[str, Any]:
+    return {
+        "Id": f"sha256:{number}",
+        "RepoTags": list(names),
+        "Labels": {f"mbridge.{key}": value for key, value in labels.items()},
+        "Size": 1,
+    }
+
+
+NOW = ("mbridge-bridge:2", "mbridge-agent:2")
+
+
+def test_old_are_images_of_ours_that_are_not_current_not_in_use_and_not_the_users() -> None:
+    stock = Stock(
+        image(1, "mbridge-bridge:2", image="bridge"),
+        image(2, "mbridge-bridge:1", image="bridge"),
+        image(3, "mbridge-agent:1", image="agent"),
+        image(4, "<none>:<none>", image="agent"),
+        image(5, stage="mbridge-bridge:2"),
+        image(6, stage="mbridge-bridge:1"),
+        image(7, "registry.example/team/mbridge-agent:1", image="agent"),
+        image(8, "mbridge-agent:1", "mine:1", image="agent"),
+        image(9, "mbridge-agent:1", other="x"),
+        used=("sha256:3",),
+    )
+    old = image_store.superseded(stock, NOW)  # type: ignore[arg-type]  # a fake
+    assert [one.what for one in old] == ["mbridge-bridge:1", "agent, replaced by a later build", "stage of mbridge-bridge:1"]
+    assert all(image_store.remove(stock, one) for one in old)  # type: ignore[arg-type]  # a fake
+    assert [one["Id"][-1] for one in stock.kept] == ["1", "3", "5", "7", "8", "9"]
+    assert image_store.remove(stock, old[0]), "someone was quicker"  # type: ignore[arg-type]  # a fake
+
+
+def test_what_the_engine_keeps_is_no_fault_and_what_it_refuses_is_told() -> None:
+    old = image_store.Old("sha256:1", ("mbridge-agent:1",), "mbridge-agent:1", 1)
+    assert not image_store.remove(Stock(refuses=409), old)  # type: ignore[arg-type]  # a fake
+    with pytest.raises(HostError, match="the engine refused"):
+        image_store.remove(Stock(refuses=500), old)  # type: ignore[arg-type]  # a fake

@@ -65,6 +65,7 @@ class FakeWiring:
     failure: BaseException | None = None
     pictures: list[list[SessionStatus]] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
+    old_images: list[str] = field(default_factory=list)
     asked: list[tuple[Any, ...]] = field(default_factory=list)
 
     def sessions(self) -> list[SessionStatus]:
@@ -110,6 +111,14 @@ class FakeWiring:
 
     def load_images(self, file: Path, docker_context: str | None, ui: Ui) -> list[str]:
         return ["mbridge-bridge:1"]
+
+    def load_into_cluster(self, to: str | None, command: str | None, where: Where, ui: Ui) -> str:
+        self.asked.append(("load", to, command, where))
+        return "mbridge-agent:1"
+
+    def prune_images(self, dry_run: bool, docker_context: str | None, ui: Ui) -> list[str]:
+        self.asked.append(("prune", dry_run, docker_context))
+        return self.old_images
 
     def push_images(self, repository: str, which: Sequence[str], docker_context: str | None, ui: Ui) -> list[str]:
         return [f"{repository}-{one}:1" for one in which]

@@ -316,6 +316,36 @@ def test_images_are_built_saved_loaded_and_pushed_by_name() -> None:
     assert mbridge("images", "push", "reg/team/mb", "agent").out == "reg/team/mb-agent:1\n"
 
 
+def test_images_load_without_a_file_brings_the_agents_into_a_cluster() -> None:
+    ran = mbridge("images", "load", "--to", "kind:dev", "--kubeconfig", "k", "--docker-context", "far")
+    assert (ran.out, ran.wiring.asked) == ("mbridge-agent:1\n", [("load", "kind:dev", None, Where("far", None, None, "k"))])
+    assert mbridge("images", "load", "--command", "cat").wiring.asked == [("load", None, "cat", Where())]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["x.tar", "--to", "kind"], "x.tar goes into the engine; what goes into a cluster is the agent's image, without a file"),
+        (["--to", "kind", "--command", "cat"], "--to and --command are two ways to one cluster: name one of them"),
+    ],
+)
+def test_images_load_into_two_places_at_once_is_refused(words: list[str], said: str) -> None:
+    Path("x.tar").write_bytes(b"")
+    ran = mbridge("images", "load", *words)
+    assert (ran.code, ran.wiring.asked) == (2, [])
+    assert f"mbridge: error: {said}\n" in ran.err
+
+
+def test_images_prune_says_what_went_and_what_would_go() -> None:
+    old = ["mbridge-agent:0", "stage of mbridge-agent:0"]
+    ran = mbridge("images", "prune", "--docker-context", "far", wiring=FakeWiring(old_images=old))
+    assert (ran.out.splitlines(), ran.wiring.asked) == (old, [("prune", False, "far")])
+    dry = mbridge("images", "prune", "--dry-run", wiring=FakeWiring(old_images=old))
+    assert (dry.out.splitlines(), dry.wiring.asked) == (old, [("prune", True, None)])
+    assert "2 images; without --dry-run they are removed" in dry.err
+    assert "no images of other versions" in mbridge("images", "prune").err
+
+
 # completion
 
 
