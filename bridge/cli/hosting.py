@@ -35,7 +35,7 @@ from typing import Any, Protocol
 from bridge.adapters import terminal
 from bridge.adapters.docker import bodies, options
 from bridge.adapters.docker.engine import Engine
-from bridge.cli import places, session_log, sessions
+from bridge.cli import own_hosts, places, session_log, sessions
 from bridge.cli.app_process import AppProcess
 from bridge.cli.own_images import ensure
 from bridge.cli.serving import Serving
@@ -206,8 +206,9 @@ class _Hosting:
         assert world.agent is not None  # the Agent step brought it
         self._status = dataclasses.replace(self._status, agent=world.agent.name)
         wish = self._wish
+        rules = own_hosts.with_hosts(wish.rules, wish.app.add_hosts, await self._hosts_file(by_role["pause"].name))
         config = BridgeConfig(
-            plan.session, plan.target, private_key, world.agent.host_key, world.agent.agent_id, wish.rules, wish.loopback
+            plan.session, plan.target, private_key, world.agent.host_key, world.agent.agent_id, rules, wish.loopback
         )  # fmt: skip
         serving = Serving(
             config, world.agent, public_key, self._place, self._engine, world, by_role, self._folder.run, self._on_status
@@ -241,6 +242,11 @@ class _Hosting:
             await serving.stop()
             serve.cancel()
         return code
+
+    async def _hosts_file(self, pause: str) -> str:
+        if not own_hosts.gateways(self._wish.app.add_hosts):
+            return ""
+        return (await self._engine.read_file(pause, "/etc/hosts")).decode(errors="replace")
 
     def _on_started(self) -> None:
         self._tell_state(State.READY)

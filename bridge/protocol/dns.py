@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
@@ -346,6 +347,12 @@ def merge_hosts(target_hosts: str, own_hosts: str, hostname: str) -> str:
     if not any("localhost" in line.split("#")[0].split()[1:] for line in theirs):
         theirs.insert(0, "127.0.0.1\tlocalhost")
     return "\n".join([_OWN, *kept, _TARGETS, *theirs]) + "\n"
+
+
+def own_addresses(hosts: str, names: Collection[str]) -> list[str]:
+    """The addresses that `names` have in /etc/hosts as the engine wrote it, merged or not; the target's lines count for nothing."""
+    lines = [line.split("#")[0].split() for line in hosts.partition(f"{_TARGETS}\n")[0].splitlines()]
+    return list(dict.fromkeys(words[0] for words in lines if not set(words[1:]).isdisjoint(names)))
 
 
 def _is_own(line: str, hostname: str) -> bool:

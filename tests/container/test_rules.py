@@ -178,3 +178,24 @@ def test_A44_nobody_gets_through_by_the_bridges_own_listeners(lab: Lab, app: App
     for port in ports:
         for host in hosts:
             assert box.probe("useless", host=host, port=port), f"{host}:{port} let us speak to something"
+
+
+def test_A27_host_gateway_is_the_developers_own_machine_and_a_rule_by_name_holds_for_an_add_host(
+    lab: Lab, bridge: Bridge, tmp_path: Path
+) -> None:
+    """The gateway is an address of none of the app's networks; the other's is one of the target's."""
+    config = rules(tmp_path, "{to: barred.example, verdict: deny}")
+    names = (f"{name}:{address}" for name, address in
+             (("machine.example", "host-gateway"), ("barred.example", lab.server_ip), ("far.example", lab.address(61))))  # fmt: skip
+    with socket.socket() as listener, lab.another_target(61), bridge(
+        f"docker/{lab.target.name}", *config, *(word for text in names for word in ("--add-host", text))
+    ) as own:  # fmt: skip
+        listener.bind(("0.0.0.0", 0))
+        listener.listen()
+        listener.settimeout(10)
+        assert own.probe("connect", host="machine.example", port=listener.getsockname()[1]) == "connected"
+        connection, (peer, _) = listener.accept()
+        connection.close()
+        assert peer == own.part("pause").attrs["NetworkSettings"]["Networks"][lab.outside]["IPAddress"]
+        assert own.probe("connect_times", host="barred.example", port=7002, times=1)[0][0] == "EACCES"
+        assert own.probe("who", host="far.example")["peer"] == lab.target_ip

@@ -58,7 +58,7 @@ def pause(image: str, wish: AppWish, hostname: str | None, marks: Mapping[str, s
         "HostConfig": {
             "NetworkMode": network,
             "PortBindings": bindings,
-            "ExtraHosts": [_host(text) for text in wish.add_hosts],
+            "ExtraHosts": [":".join(options.host(text)) for text in wish.add_hosts],
             "CapDrop": ["ALL"],
             "SecurityOpt": ["no-new-privileges"],
             "ReadonlyRootfs": False,  # a read-only root makes /etc/hosts and resolv.conf read-only for all who share them
@@ -72,13 +72,6 @@ def pause(image: str, wish: AppWish, hostname: str | None, marks: Mapping[str, s
     if aliases and network not in ("default", "bridge"):
         body["NetworkingConfig"] = {"EndpointsConfig": {network: {"Aliases": list(aliases)}}}
     return body
-
-
-def _host(text: str) -> str:
-    name, separator, address = text.replace("=", ":", 1).partition(":")
-    if not name or not separator or not address:
-        raise SpecError(f"--add-host {text}: not NAME:ADDRESS")
-    return f"{name}:{address.strip('[]')}"
 
 
 def bridge(image: str, pause_name: str, volume: str, run_folder: Path | None, marks: Mapping[str, str]) -> Json:

@@ -161,6 +161,14 @@ def environment(wish: AppWish, environ: Mapping[bytes, bytes]) -> dict[bytes, by
     return said
 
 
+def host(text: str) -> tuple[str, str]:
+    """(name, address) of an `--add-host`; the address may be the word `host-gateway`."""
+    name, separator, address = text.replace("=", ":", 1).partition(":")
+    if not name or not separator or not address:
+        raise SpecError(f"--add-host {text}: not NAME:ADDRESS")
+    return name, address.strip("[]")
+
+
 def labels(texts: Sequence[str]) -> dict[str, str]:
     return {name: value for name, _, value in (text.partition("=") for text in texts)}
 

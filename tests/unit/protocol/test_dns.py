@@ -9,7 +9,19 @@ import dns.rrset
 import pytest
 
 from bridge.errors import RemoteProtocolError
-from bridge.protocol.dns import Cache, Query, ResolvConf, fit, malformed, merge_hosts, parse_resolv_conf, read_answer, read_query, refuse
+from bridge.protocol.dns import (
+    Cache,
+    Query,
+    ResolvConf,
+    fit,
+    malformed,
+    merge_hosts,
+    own_addresses,
+    parse_resolv_conf,
+    read_answer,
+    read_query,
+    refuse,
+)
 
 
 def asked(name: str, kind: str = "A", **options: object) -> tuple[bytes, Query]:
@@ -204,3 +216,11 @@ def test_merging_hosts_again_after_the_target_changed_keeps_only_the_apps_own() 
     assert merge_hosts(TARGETS, once, "api") == once
     moved = entries(merge_hosts("10.4.0.9\tother\n", once, "other"))
     assert moved == [["172.19.0.5", "gateway"], ["10.1.2.3", "mine", "mine.example"], ["127.0.0.1", "localhost"], ["10.4.0.9", "other"]]
+
+
+def test_addresses_of_the_apps_own_names_are_never_taken_from_the_targets_lines() -> None:
+    once = merge_hosts("10.4.0.9\tmine\nfd00::9\tmine\n", OWN, "api")
+    for hosts in (OWN, once):
+        assert own_addresses(hosts, {"mine"}) == ["10.1.2.3"]
+        assert own_addresses(hosts, {"mine", "gateway"}) == ["172.19.0.5", "10.1.2.3"]
+    assert own_addresses(once, {"db"}) == []
