@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import shlex
-import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -16,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import docker
-import docker.errors
-from docker.models.containers import Container
 
 from bridge.cli.place_kube import KubePlace
 from bridge.model.target import parse_target
 from bridge.model.wish import AppWish, SessionWish
-from tests.lab.boxes import Box, Cli
+from tests.lab import boxes
+from tests.lab.boxes import Cli
 
 HERE = Path(__file__).parent
 TOOL = HERE / "cluster"
@@ -158,12 +156,8 @@ def service(name: str, selector: Json | None = None, **spec: Any) -> Json:
     return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": {"ports": [{"port": 8080}], **chosen, **spec}}
 
 
-@dataclass
-class App(Box):
-    """A bridged app that sleeps; `python` runs a program beside it, in its namespaces."""
-
-    cli: Cli
-    process: subprocess.Popen[bytes]
+class App(boxes.App):
+    """`python` runs a program beside the app, in its namespaces."""
 
     def python(self, program: str, limit_s: float = 30) -> Any:
         """What `program` prints, as JSON."""
@@ -179,10 +173,6 @@ with socket.create_connection(({host!r}, {port}), timeout=10) as sock:
     answer = json.loads(sock.makefile("rb").readline())
     print(json.dumps(answer | {{"sockname": sock.getsockname()[0]}}))""")
 
-    def status(self) -> Json:
-        session = self.container.labels["mbridge.session"]
-        return next(one for one in self.cli.status() if one["id"] == session)
-
 
 # As process 1 a plain sleep would ignore the signal that ends the session.
 _IDLE = ("sh", "-c", "trap 'exit 0' TERM; sleep infinity & wait")
@@ -193,32 +183,10 @@ def bridged(namespace: Namespace, target: str, *options: str, cli: Cli | None = 
     """`mbridge run` in the background, until its app runs."""
     cli = cli or namespace.cli
     name = f"mbt-{secrets.token_hex(4)}"
-    words = ("run", "--name", name, "-n", namespace.name, *options, target, TARGET_IMAGE, *_IDLE)
-    process = cli.start(*words)
     client = docker.from_env()
     try:
-        yield App(_started(client, name, process), cli, process)
+        with boxes.run_behind(client, cli, name, "-n", namespace.name, *options, target, TARGET_IMAGE, *_IDLE) as app:
+            yield App(app.container, cli, app.process)
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-        try:
-            process.communicate(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
         cli.run("down", "--all", limit_s=60)
         client.close()
-
-
-def _started(client: docker.DockerClient, name: str, process: subprocess.Popen[bytes]) -> Container:
-    deadline = time.monotonic() + 40
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            _, err = process.communicate()
-            raise AssertionError(f"mbridge run ended with {process.returncode}: {err.decode(errors='replace')[-3000:]}")
-        with contextlib.suppress(docker.errors.NotFound):
-            container = client.containers.get(name)
-            if container.status == "running":
-                return container
-        time.sleep(0.05)
-    raise AssertionError("mbridge run: the app did not start in 40 s")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import docker.errors
 import pytest
 
 from tests.lab import boxes
-from tests.lab.boxes import Box, Cli
+from tests.lab.boxes import App, Cli
 from tests.lab.dockerlab import Lab, docker_lab
 
 
@@ -57,25 +55,6 @@ def own_cli(tmp_path: Path) -> Iterator[Cli]:
     cli.run("down", "--all", limit_s=120)
 
 
-class App(Box):
-    """A bridged app: a box, and the `mbridge run` that holds it."""
-
-    process: subprocess.Popen[bytes]
-    cli: Cli
-
-    @property
-    def session(self) -> str:
-        return str(self.container.labels["mbridge.session"])
-
-    def part(self, role: str) -> docker.models.containers.Container:
-        """The container of the session with that role."""
-        (found,) = boxes.of_session(self.container.client, self.session, role)
-        return found
-
-    def status(self) -> dict[str, object]:
-        return next(one for one in self.cli.status() if one["id"] == self.session)
-
-
 # Does nothing, and ends at a signal although it is process 1.
 IDLE = ("python3", "-c", "import signal as s; s.pthread_sigmask(s.SIG_BLOCK, [1, 2, 15]); print('idle', flush=True); s.sigwait([1, 2, 15])")
 
@@ -85,38 +64,10 @@ def bridged(lab: Lab, cli: Cli, target: str, *options: str, image: str | None = 
     """`mbridge run` on the developer's network, in the background, until the app's container runs."""
     name = f"mbt-app-{os.getpid()}-{os.urandom(4).hex()}"  # dockerlab.sweep reads the pid
     network = () if "--network" in options else ("--network", lab.outside)
-    process = cli.start("run", "--name", name, *network, *options, target, image or lab.programs_image, *command)
-    try:
-        app = App(boxes.eventually(lambda: _running(lab.client, name) or _ended(process), limit_s=60, pause_s=0.05))
-        app.process, app.cli = process, cli
+    with boxes.run_behind(lab.client, cli, name, *network, *options, target, image or lab.programs_image, *command) as app:
         if command == IDLE:  # before it says so, a signal would be lost on process 1
             boxes.eventually(lambda: b"idle" in app.container.logs())
         yield app
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-        try:
-            process.communicate(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-        with contextlib.suppress(docker.errors.APIError):
-            lab.client.containers.get(name).remove(force=True)
-
-
-def _running(client: docker.DockerClient, name: str) -> docker.models.containers.Container | None:
-    with contextlib.suppress(docker.errors.NotFound):
-        container = client.containers.get(name)
-        return container if container.status == "running" else None
-    return None
-
-
-def _ended(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is not None:
-        out, err = process.communicate()
-        pytest.fail(
-            f"mbridge run ended with {process.returncode}: {err.decode(errors='replace')[-3000:]}{out.decode(errors='replace')[-500:]}"
-        )
 
 
 Bridge = Callable[..., contextlib.AbstractContextManager[App]]

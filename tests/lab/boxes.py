@@ -1,22 +1,25 @@
 """Containers and the command line as the tests speak to them.
 
 `Box` is a running container: `probe` runs one function of probes.py in it, `run` any program. `Cli` is `mbridge` with a
-state folder of its own, so that a test never sees, or ends, sessions of the person who runs it.
+state folder of its own, so that a test never sees, or ends, sessions of the person who runs it. `App` is a box that `Cli` holds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import docker
+import docker.errors
 from docker.models.containers import Container
 
 PROBES = (Path(__file__).with_name("probes.py")).read_text()
@@ -141,3 +144,51 @@ def of_session(client: docker.DockerClient, session: str, role: str | None = Non
     """What a session has made on the engine, running or not."""
     labels = [f"mbridge.session={session}", *([f"mbridge.role={role}"] if role else [])]
     return list(client.containers.list(all=True, filters={"label": labels}))
+
+
+@dataclass
+class App(Box):
+    """A bridged app: a box, and the `mbridge run` that holds it."""
+
+    cli: Cli
+    process: subprocess.Popen[bytes]
+
+    @property
+    def session(self) -> str:
+        return str(self.container.labels["mbridge.session"])
+
+    def part(self, role: str) -> Container:
+        """The container of the session with that role."""
+        (found,) = of_session(self.container.client, self.session, role)
+        return found
+
+    def status(self) -> dict[str, Any]:
+        return next(one for one in self.cli.status() if one["id"] == self.session)
+
+
+@contextlib.contextmanager
+def run_behind(client: docker.DockerClient, cli: Cli, name: str, *words: str, limit_s: float = 60) -> Iterator[App]:
+    """`mbridge run --name NAME WORDS…` in the background from when its app runs; at the end a SIGTERM, and force after 30 s."""
+    process = cli.start("run", "--name", name, *words)
+
+    def running() -> Container | None:
+        if process.poll() is not None:
+            out, err = (text.decode(errors="replace") for text in process.communicate())
+            raise AssertionError(f"mbridge run ended with {process.returncode}: {err[-3000:]}{out[-500:]}")
+        with contextlib.suppress(docker.errors.NotFound):
+            container = client.containers.get(name)
+            return container if container.status == "running" else None
+        return None
+
+    try:
+        yield App(eventually(running, limit_s=limit_s, pause_s=0.05), cli, process)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+        with contextlib.suppress(docker.errors.APIError):
+            client.containers.get(name).remove(force=True)
