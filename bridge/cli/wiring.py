@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bridge.cli.cmd_doctor import Check
     from bridge.cli.cmd_forward import Forward
     from bridge.cli.looking import Listed, Where
+    from bridge.cli.reading import Lines
     from bridge.cli.sessions import SessionFolder
     from bridge.cli.ui import Ui
     from bridge.model.plan import Plan
@@ -100,7 +101,29 @@ class Wiring:
         from bridge.cli import reading, sessions
 
         folder = sessions.find(session)
-        return asyncio.run(reading.show_logs(folder, parts, follow, tail, ui, self._engine_of(folder.id)))
+        lines = reading.show_logs(folder, parts, follow, tail, ui, self._engine_of(folder.id), self._agent_log(folder))
+        return asyncio.run(lines)
+
+    def _agent_log(self, folder: SessionFolder) -> Lines | None:
+        """Where the session's agent logs, by its plan: the target's engine, or its cluster."""
+        from bridge.errors import SpecError
+
+        try:
+            plan = folder.plan()
+        except SpecError:  # damaged: as in _engine_of
+            return None
+        if plan is None or not plan.place:
+            return None
+        if endpoint := plan.place.get("endpoint"):
+            from bridge.adapters.docker.endpoint import Endpoint
+            from bridge.adapters.docker.engine import Engine
+            from bridge.cli import reading
+
+            return reading.of_engine(Engine(Endpoint.from_json(endpoint)), folder.id, "agent")
+        from bridge.cli import kube_logs
+
+        status = folder.status()
+        return kube_logs.of_place(plan.place, folder.id, status.agent if status else None)
 
     def _engine_of(self, session: str) -> Engine | None:
         """The engine that a session's containers are on, by its plan; None before it had one, or where it has none."""

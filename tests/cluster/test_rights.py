@@ -14,7 +14,8 @@ from bridge.errors import BridgeError, Forbidden
 from bridge.model.rights import Right, needed, role
 from bridge.model.target import parse_target
 from bridge.model.wish import AppWish, SessionWish
-from tests.cluster.kube import PUBLIC_KEY, Namespace, ended
+from tests.cluster.kube import PUBLIC_KEY, Namespace, bridged, ended
+from tests.lab.boxes import Cli
 
 TARGET = "deploy/web"
 NEEDED = needed(parse_target(TARGET))
@@ -125,3 +126,17 @@ def test_K06_a_user_without_any_right_is_told_the_first_verb(namespace: Namespac
     with pytest.raises(BridgeError, match=f"not allowed to get deployments in namespace '{namespace.name}'") as caught:
         whole_start(namespace, kubeconfig)
     assert caught.value.hint == f"kubectl auth can-i get deployments -n {namespace.name}"
+
+
+def test_K06_logs_without_the_right_to_read_them_names_it_and_shows_the_other_parts(namespace: Namespace, tmp_path: Path) -> None:
+    namespace.workload()
+    cli = Cli(namespace.state, {"KUBECONFIG": user_with(namespace, NEEDED, tmp_path)})
+    with bridged(namespace, TARGET, cli=cli):
+        assert "agent  | mbridge-agent 1 " in cli.run("logs").stdout
+        kept = tuple(right for right in NEEDED if right.resource != "pods/log")
+        namespace.kubectl("apply", "-f", "-", stdin=role(kept, namespace.name))
+        shown = namespace.until("the right to be gone", lambda: (done := cli.run("logs")).returncode and done)
+    assert shown.returncode == 4
+    assert "bridge | " in shown.stdout
+    assert f"mbridge: error: not allowed to get pods/log in namespace '{namespace.name}'" in shown.stderr
+    assert f"mbridge: hint: kubectl auth can-i get pods --subresource=log -n {namespace.name}" in shown.stderr

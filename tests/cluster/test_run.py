@@ -4,6 +4,7 @@ A18, A24 to A26, A31 to A35 as a pod gives them; tests/cluster/test_shared.py ha
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -148,6 +149,27 @@ def test_K02_a_targetless_session_reaches_the_namespace_and_leaves_no_pod(namesp
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["host"].startswith("web-")
     namespace.until("no helper pod", lambda: not namespace.pods("mbridge.role=agent"))
+
+
+def test_logs_hold_the_agents_lines_out_of_its_pod_as_they_come(namespace: Namespace) -> None:
+    namespace.workload()
+    with bridged(namespace, "deploy/web"):
+        shown = namespace.cli.run("logs")
+        assert shown.returncode == 0, shown.stderr
+        parts = [line.partition("|")[0].strip() for line in shown.stdout.splitlines()]
+        assert list(dict.fromkeys(parts)) == ["host", "bridge", "agent"]
+        assert "agent | mbridge-agent 1 " in namespace.cli.run("logs", "--part", "agent").stdout, "its very first line"
+        assert len(namespace.cli.run("logs", "--part", "agent", "--tail", "1").stdout.splitlines()) == 1
+        following = namespace.cli.start("logs", "--part", "agent", "-f")
+        assert following.stdout is not None
+        assert b"mbridge-agent 1 " in following.stdout.readline()
+        lines = iter(following.stdout)
+        assert any(b"agent | " in line and b"= link" in line for line in lines)
+        second = namespace.cli.run("run", "deploy/web", "-n", namespace.name, TARGET_IMAGE, "true")
+        assert second.returncode == 0, second.stderr
+        assert any(b"= link" in line for line in lines), "the same agent's next link, while it is followed"
+        following.send_signal(signal.SIGINT)
+        assert following.wait(10) == 130
 
 
 def test_a_failure_before_the_app_is_one_line_a_hint_and_125(namespace: Namespace) -> None:

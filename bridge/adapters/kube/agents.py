@@ -173,6 +173,11 @@ def records(pod: Json) -> int:
     return sum(bool(_NAME.fullmatch(c["name"])) for c in pod["spec"].get("ephemeralContainers") or ())
 
 
+def is_network_agent(container: str, session: str) -> bool:
+    """Whether an ephemeral container is, by its name, an agent of this session's; a file agent is none."""
+    return re.fullmatch(rf"{PREFIX}{re.escape(session)}(-[a-z0-9]{{4}})?", container) is not None
+
+
 def first_line(line: bytes) -> tuple[str, int, str] | None:
     """(agent id, port, host key) of `mbridge-agent 1 <16 hex> <port> ssh-ed25519 <base64>`; None for any other line."""
     words = line.decode("ascii", "replace").split()

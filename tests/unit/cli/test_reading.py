@@ -10,8 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from bridge.cli.kube_logs import newest
 from bridge.cli.reading import file_lines, show_logs
 from bridge.cli.ui import Ui
+from bridge.errors import Forbidden
 from tests.unit.cli.fakes import Stream
 
 
@@ -66,6 +68,41 @@ def test_each_line_carries_its_parts_name(tmp_path: Path) -> None:
 def test_a_session_that_has_made_nothing_yet_has_its_own_log_alone(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("starting\n")
     assert shown(tmp_path, None, "host", "bridge") == "host   | starting\n"
+
+
+def test_a_part_that_cannot_be_read_is_told_and_keeps_no_other_from_it(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("one\n")
+
+    async def refused(follow: bool, tail: int | None) -> AsyncIterator[str]:
+        yield "first"
+        raise Forbidden("get", "pods/log", "shop")
+
+    for follow in (False, True):
+        out, err = Stream(), Stream()
+        folder = Folder(tmp_path / "ended" if follow else tmp_path)
+        shown = show_logs(folder, ("agent", "host"), follow, None, Ui(out, err, environ={}), None, refused)
+        assert asyncio.run(shown) == 4
+        assert out.getvalue() == ("agent | first\n" if follow else "agent | first\nhost  | one\n")
+        assert err.getvalue().startswith("mbridge: error: not allowed to get pods/log in namespace 'shop'\nmbridge: hint: ")
+
+
+def pod(name: str, *agents: tuple[str, str, str], **labels: str) -> dict[str, Any]:
+    """`agents`: (container, state, when it began)."""
+    statuses = [{"name": container, "state": {state: {"startedAt": began}}} for container, state, began in agents]
+    return {"metadata": {"name": name, "labels": labels}, "spec": {"ephemeralContainers": [{"name": one["name"]} for one in statuses]},
+            "status": {"ephemeralContainerStatuses": statuses}}  # fmt: skip
+
+
+def test_of_a_sessions_agents_in_pods_the_one_that_began_last_is_read() -> None:
+    old = pod(
+        "web-1", ("mbridge-kqzwtb", "terminated", "2026-01-01T10:00:00Z"), ("mbridge-kqzwtb-env-abcd", "running", "2026-01-01T12:00:00Z")
+    )
+    new = pod("web-2", ("mbridge-kqzwtb-x7y8", "running", "2026-01-01T11:00:00Z"), ("mbridge-kqzwtc", "running", "2026-01-01T13:00:00Z"))
+    assert newest([old], "kqzwtb", "mbridge-kqzwtb") == ("web-1", "mbridge-kqzwtb")
+    assert newest([old, new], "kqzwtb", "mbridge-kqzwtb") == ("web-2", "mbridge-kqzwtb-x7y8")
+    assert newest([new], "aaaaaa", "mbridge-kqzwtc") == ("web-2", "mbridge-kqzwtc"), "an agent of another session, used again"
+    assert newest([pod("mbridge-aaaaaa-1234", **{"mbridge.session": "aaaaaa"})], "aaaaaa", None) == ("mbridge-aaaaaa-1234", "agent")
+    assert newest([old, new], "aaaaaa", None) is None
 
 
 def test_the_last_lines_alone(tmp_path: Path) -> None:
