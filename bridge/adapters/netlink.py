@@ -40,6 +40,7 @@ _METRIC, _METRIC_BENEATH = 100, 4096
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _NO_IPV6 = (errno.EACCES, errno.EAFNOSUPPORT, errno.EOPNOTSUPP)
 _PROTOCOLS = {"tcp": 6, "udp": 17}
+_PROTOCOL_NAMES = {number: name for name, number in _PROTOCOLS.items()}
 
 
 class SessionRoutes:
@@ -68,6 +69,19 @@ class SessionRoutes:
             if not interface.is_link_local:
                 networks.append(str(interface.network))
         return networks
+
+    async def standing(self) -> list[Route]:
+        """Verdicts for one address each that an earlier bridge of this netns learned: they outlive it."""
+        found: list[Route] = []
+        for family, bits in zip(_FAMILIES, (32, 128), strict=True):
+            async for message in await self._ip.rule("dump", family=family):
+                rule = _Rule.of(family, message)
+                learned = PRIORITY_FIRST + 10 < rule.priority < PRIORITY_NETWORKS or rule.priority == PRIORITY_NAMES
+                if learned and rule.dst_len == bits and (verdict := rule.verdict) is not None:
+                    low, _, high = (rule.dport_range or "").partition(":")
+                    ports = (int(low), int(high)) if low else None
+                    found.append(Route(rule.priority, f"{rule.dst}/{bits}", verdict, _PROTOCOL_NAMES.get(rule.ip_proto), ports))
+        return found
 
     async def wire(self, tun: str, mtu: int, addresses: Sequence[str], app_networks: Iterable[str], routes: Iterable[Route]) -> None:
         """Give the tun the target's `addresses` ("10.0.3.7/24"), send CLUSTER to it, and keep `routes`' verdicts.
@@ -210,6 +224,12 @@ class _Rule:
         return cls(
             family, fields.get("priority") or 0, fields["action"], dst, dst_len, table or 0, mark, protocol, fields.get("dport_range")
         )
+
+    @property
+    def verdict(self) -> Verdict | None:
+        if self.action == _FR_ACT_PROHIBIT:
+            return Verdict.DENY
+        return {TABLE: Verdict.CLUSTER, _MAIN: Verdict.DIRECT}.get(self.table) if self.action == _FR_ACT_TO_TBL else None
 
     def fields(self) -> dict[str, Any]:
         named = {name: getattr(self, name) for name in ("action", "dst", "dst_len", "table", "fwmark", "ip_proto", "dport_range")}

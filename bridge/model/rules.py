@@ -189,6 +189,7 @@ class RuleSet:
         self.rules = rules
         self.warnings: list[str] = []
         self._learned: dict[str, _Learned] = {}  # by CIDR; the least recently learned first
+        self._adopted: dict[Route, float] = {}  # an earlier bridge's, each with its end
         self.teaches = any(rule.pattern is not None for rule in rules)
 
     def routes(self) -> list[Route]:
@@ -235,6 +236,25 @@ class RuleSet:
             wanted += new
         return wanted
 
+    def adopt(self, standing: Iterable[Route], now: float) -> list[Route]:
+        """Of `standing`, which an earlier bridge of this netns left, what it can have learned by these rules; kept for a day.
+
+        Which name taught it is not known any more, so it stands whatever else is learned of its address: a deny by name holds
+        although the app does not ask for the name again.
+        """
+        kept = [route for route in standing if self._may_be_learned(route)]
+        self._adopted.update(dict.fromkeys(kept, now + KEEP_S))
+        return kept
+
+    def _may_be_learned(self, route: Route) -> bool:
+        index, place = divmod(route.priority - PRIORITY_RULES + 1, PRIORITY_STEP)  # place 0: a CLUSTER that wins over this rule
+        if not (0 <= index < len(self.rules) and ip_network(route.network).num_addresses == 1):
+            return False
+        rule, networks = self.rules[index], [route.network]
+        if place == 0:
+            return rule.verdict is not Verdict.CLUSTER and route in rule.routes(route.priority, networks, Verdict.CLUSTER)
+        return place == 1 and rule.pattern is not None and route in rule.routes(route.priority, networks)
+
     def unlearn(self, routes: Iterable[Route]) -> None:
         """`routes` could not be made: the next answer wants them again."""
         for route in routes:
@@ -255,7 +275,11 @@ class RuleSet:
             kept = self._routes_for(network, learned.names)
             gone += [route for route in learned.routes if route not in kept]
             learned.routes = [route for route in learned.routes if route in kept]
-        return gone
+        over = [route for route, until in self._adopted.items() if until <= now]
+        for route in over:
+            del self._adopted[route]
+        gone += [route for route in over if route.network not in self._learned or route not in self._learned[route.network].routes]
+        return [route for route in gone if route not in self._adopted]
 
     def _make_room(self) -> bool:
         """Forget the oldest address that no Route stands for; those with Routes are `expire`'s."""

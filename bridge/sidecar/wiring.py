@@ -7,8 +7,10 @@ a netns that outlives its bridge must stay closed. All of it goes with the pause
 A target that moved (another pod, another address) is wired again by `rewire()`, under the running app: its addresses,
 resolvers and files change, listeners and queue stay, and there is no moment in which a packet could leave by another way.
 
-Limits: a network that the session joins later is CLUSTER until the next wiring. A new bridge forgets what an earlier one
-learned of names: a DIRECT connection by such a rule stalls until its name is asked for again.
+What an earlier bridge learned of names stands in the kernel's rules and is taken over from there: a `deny` by name holds
+although the app does not ask for the name again.
+
+Limits: a network that the session joins later is CLUSTER until the next wiring.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ class Wired:
         self.tun = f"mb-{config.session}"
         self._group = group
         self._routes = SessionRoutes()
-        self._wanted: list[tuple[bool, tuple[Route, ...]]] = []
+        self._kept: list[Route] = []  # of an earlier bridge of this netns
         self._loop = asyncio.get_running_loop()
         self._listener = Listener()
         self._resolver: Resolver | None = None
@@ -69,6 +71,8 @@ class Wired:
     async def wire(self, facts: Facts) -> None:
         """Wire the netns after the target's `facts`; the app may start when this returns."""
         await self._routes.__aenter__()
+        standing = await self._routes.standing()
+        self._kept = [*self.rules.adopt(standing, time.monotonic()), *(route for route in standing if route.priority == PRIORITY_NAMES)]
         tun_fd = open_tun(self.tun)
         app_networks = await self._route(facts)
         self._listener.open()
@@ -93,7 +97,8 @@ class Wired:
     async def _route(self, facts: Facts) -> list[str]:
         """Addresses, routes and rules; the app's own networks, which are left alone."""
         app_networks = _not_the_targets(await self._routes.app_networks(self.tun), facts.addresses)
-        await self._routes.wire(self.tun, MTU, facts.addresses, app_networks, self.rules.routes())
+        await self._routes.wire(self.tun, MTU, facts.addresses, app_networks, [*self.rules.routes(), *self._kept])
+        self._kept = []  # these stand; from here on they end as what is learned does
         return app_networks
 
     async def _redirect(self, facts: Facts) -> None:

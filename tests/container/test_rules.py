@@ -51,6 +51,26 @@ def test_A20_deny_by_network_port_range_protocol_and_name(lab: Lab, bridge: Brid
         assert own.probe("echo", host=lab.server_ip) == "hello"  # TCP of the same port is not meant
 
 
+def test_A36_a_new_bridge_keeps_to_what_an_earlier_one_learned_of_names(lab: Lab, bridge: Bridge, tmp_path: Path) -> None:
+    """The app looked the names up once, and goes on with their addresses."""
+    config = rules(tmp_path, "{to: 'chain.lab.test:7001', verdict: deny}")
+    with lab.another_target(59) as target, bridge(f"docker/{target.name}", *config) as own:
+
+        def denied() -> object:
+            return own.probe("connect_times", host=lab.server_ip, port=7001, times=1)[0][0]
+
+        assert own.probe("connect", host=lab.server_ip, port=7001) == "connected", "nobody has named it yet"
+        assert own.probe("addresses", host="chain.lab.test")["addresses"] == [lab.server_ip]
+        assert denied() == "EACCES"
+        part = own.part("bridge")
+        started = part.attrs["State"]["StartedAt"]
+        part.kill()
+        while own.part("bridge").attrs["State"]["StartedAt"] == started:
+            assert denied() == "EACCES", "while the bridge is dead"
+        assert eventually(lambda: own.probe("who_or_error", host=lab.server_ip, port=7002, timeout=5.0), limit_s=30) == lab.address(59)
+        assert denied() == "EACCES"
+
+
 def test_A20_a_denied_name_is_refused_and_another_is_not(lab: Lab, bridge: Bridge, tmp_path: Path) -> None:
     """big.wild and server have one address in the lab's zone: the name decides only for a target of its own address."""
     config = rules(tmp_path, "{to: 'target*.lab.test', verdict: deny}", "{to: 'chain.lab.test:7001', verdict: deny}")

@@ -166,6 +166,35 @@ def test_names_of_no_rule_do_not_crowd_out_those_of_a_rule() -> None:
     assert found.learn("a.corp.example", ["192.0.2.7"], 60, 0) == [Route(1000, "192.0.2.7/32", Verdict.DIRECT, None, None)]
 
 
+def test_a_new_bridge_keeps_what_an_earlier_one_can_have_learned_by_the_same_rules_and_nothing_else() -> None:
+    words = (("10.0.0.0/8", "deny"), ("*.corp.example", "direct"), ("db.shop:5432", "deny"))
+    earlier, later = rules(*words), rules(*words)
+    learned = [route for name in ("orders.shop", "git.corp.example", "db.shop") for route in earlier.learn(name, ["192.0.2.7"], 60, 0)]
+    assert {route.priority for route in learned} == {1007, 1008, 1015, 1016}
+    strange = [
+        Route(1000, "10.0.0.1/32", Verdict.DENY, None, None),  # a network's rule learns nothing
+        Route(1008, "192.0.2.7/32", Verdict.DENY, None, None),  # another verdict
+        Route(1016, "192.0.2.7/32", Verdict.DENY, None, (22, 22)),
+        Route(1008, "192.0.2.0/24", Verdict.DIRECT, None, None),
+        Route(1024, "192.0.2.7/32", Verdict.DIRECT, None, None),  # no such rule
+        Route(1010, "192.0.2.7/32", Verdict.DIRECT, None, None),
+    ]
+    assert later.adopt([*strange, *learned], 1000) == learned
+
+
+def test_what_was_taken_over_ends_after_a_day_unless_it_was_learned_again() -> None:
+    words = (("db.shop", "deny"),)
+    learned = rules(*words).learn("db.shop", ["192.0.2.7", "192.0.2.8"], 60, 0)
+    later = rules(*words)
+    later.adopt(learned, 0)
+    later.learn("other.shop", ["192.0.2.7"], 60, 0)
+    assert kernel(later, learned, "192.0.2.7") is Verdict.DENY
+    later.learn("db.shop", ["192.0.2.8"], 60, 1000)
+    assert later.expire(KEEP_S - 1) == []
+    assert later.expire(KEEP_S) == [learned[0]]
+    assert later.expire(1060 + KEEP_S) == [learned[1]]
+
+
 def test_an_answer_of_loopback_or_multicast_teaches_nothing() -> None:
     assert rules(("*", "cluster"), ("x", "direct")).learn("x", ["127.0.0.1", "::1", "224.0.0.1", "0.0.0.0", "nonsense"], 60, 0) == []
 
