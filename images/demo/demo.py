@@ -32,6 +32,9 @@ ROOT = HERE.parents[1]
 MBRIDGE = Path(sys.executable).with_name("mbridge")
 CLUSTER = ROOT / "tests" / "cluster" / "cluster"
 NAMESPACE = "mbridge-demo"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mbridge"
+AUTHORITY = Path(os.environ.get("MBRIDGE_CLUSTER") or CACHE / "cluster") / "etc" / "ca.crt"  # new with each start of the cluster
+STARTED = CACHE / "demo-cluster"  # the authority of the cluster that the demo started: any other is not the demo's to end
 READY = {
     "db": ["psql", "-U", "postgres", "-c", "SELECT 1"],
     "cache": ["redis-cli", "PING"],
@@ -42,7 +45,7 @@ READY = {
 
 def main(args: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="./dev demo")
-    parser.add_argument("--kubernetes", action="store_true", help="in a one-node cluster of the demo's own")
+    parser.add_argument("--kubernetes", action="store_true", help="in the project's own one-node cluster, started where it does not run")
     parser.add_argument("--down", action="store_true", help="remove what the demo made")
     options = parser.parse_args(args)
     client = docker.from_env(timeout=600)
@@ -188,8 +191,12 @@ def kubernetes_up(client: docker.DockerClient) -> int:
     """The project's own one-node cluster, the shop in it, and the same program bridged to its pod."""
     build(client, NAMESPACE)
     client.images.get(NAMESPACE).tag(NAMESPACE, "demo")  # `latest` would be pulled
-    say("a one-node cluster of the project's own (its binary is compiled once, 5 minutes; then 10 s)")
+    before = authority()
+    if before is None:
+        say("a one-node cluster of the project's own (its binary is compiled once, 5 minutes; then 10 s)")
     kubeconfig = cluster("up").split()[-1]
+    if authority() != before:
+        STARTED.write_text(authority() or "")
     images = json.loads(subprocess.check_output([MBRIDGE, "images", "ls", "--json"]))
     agent = next(image["name"] for image in images if image["which"] == "agent")
     cluster("load", f"{NAMESPACE}:demo", agent)
@@ -206,9 +213,23 @@ def kubernetes_up(client: docker.DockerClient) -> int:
 
 
 def kubernetes_down() -> int:
-    say("ending the demo's cluster, with all that is in it")
-    cluster("down")
+    """The whole cluster where the demo started it; else, since others use it, the demo's namespace alone."""
+    now = authority()
+    if now is None:
+        say("the cluster does not run")
+    elif STARTED.exists() and STARTED.read_text() == now:
+        say("ending the cluster that the demo started, with all that is in it")
+        cluster("down")
+    else:
+        say(f"removing namespace {NAMESPACE}; the cluster ran before the demo and goes on")
+        cluster("kubectl", "delete", "namespace", NAMESPACE, "--ignore-not-found")
+    STARTED.unlink(missing_ok=True)
     return 0
+
+
+def authority() -> str | None:
+    """What tells one start of the cluster from another; None where there is none."""
+    return AUTHORITY.read_text() if AUTHORITY.exists() else None
 
 
 def cluster(*words: str) -> str:
