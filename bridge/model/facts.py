@@ -7,9 +7,11 @@ neighbour in version may say more.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from ipaddress import ip_interface
 from typing import Any, Self
 
 from bridge.errors import RemoteProtocolError
+from bridge.model.fields import an_object, maybe_text, text, texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +35,18 @@ class Facts:
     @classmethod
     def from_json(cls, value: object) -> Self:
         """Checked field by field: the agent is as trustworthy as its target. Raises RemoteProtocolError."""
-        data = _object(value, cls)
-        texts = {name: _text(data, name) for name in ("hostname", "resolv_conf", "hosts")}
+        data = an_object(value, "facts")
+        told = {name: text(data, name, "facts") for name in ("hostname", "resolv_conf", "hosts")}
+        addresses = texts(data, "addresses", "facts")
+        try:
+            for address in addresses:
+                ip_interface(address)
+        except ValueError as exc:
+            raise RemoteProtocolError("facts: an address is none") from exc
         ping = data.get("ping", True)
-        if not isinstance(ping, bool | str):
-            raise RemoteProtocolError("facts: ping is neither true, false nor a reason")
-        return cls(**texts, addresses=_texts(data, "addresses"), ping=ping, warnings=_texts(data, "warnings"))
+        if not isinstance(ping, bool):
+            ping = text(data, "ping", "facts")
+        return cls(**told, addresses=addresses, ping=ping, warnings=texts(data, "warnings", "facts"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +69,20 @@ class BridgeConfig:
 
     @classmethod
     def from_json(cls, value: object) -> Self:
-        data = _object(value, cls)
+        """Raises RemoteProtocolError."""
+        data = an_object(value, "configure")
         rules = data.get("rules") or ()
         loopback = data.get("loopback") or ()
         if not isinstance(rules, list | tuple) or not isinstance(loopback, list | tuple):
             raise RemoteProtocolError("configure: rules or loopback ports are no list")
-        if not all(isinstance(rule, dict) for rule in rules) or not all(isinstance(port, int) for port in loopback):
+        if not all(isinstance(rule, dict) for rule in rules) or not all(type(port) is int and 0 < port < 65536 for port in loopback):
             raise RemoteProtocolError("configure: rules or loopback ports of another type")
-        resolv = data.get("engine_resolv_conf")
         return cls(
-            **{name: _text(data, name) for name in ("session", "target", "private_key", "host_key", "agent_id")},
+            **{name: text(data, name, "configure") for name in ("session", "target", "private_key", "host_key", "agent_id")},
             rules=tuple(rules),
             loopback=tuple(loopback),
-            names=_texts(data, "names"),
-            engine_resolv_conf=resolv if isinstance(resolv, str) else None,
+            names=texts(data, "names", "configure"),
+            engine_resolv_conf=maybe_text(data, "engine_resolv_conf", "configure"),
         )
 
 
@@ -100,23 +108,3 @@ class TargetFound:
     host_network: bool = False
     hostname: str | None = None
     networks: tuple[str, ...] = ()
-
-
-def _object(value: object, cls: type) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise RemoteProtocolError(f"{cls.__name__.lower()}: not an object")
-    return value
-
-
-def _text(data: dict[str, Any], name: str) -> str:
-    value = data.get(name)
-    if not isinstance(value, str):
-        raise RemoteProtocolError(f"{name} is missing or no text")
-    return value
-
-
-def _texts(data: dict[str, Any], name: str) -> tuple[str, ...]:
-    value = data.get(name, ())
-    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-        raise RemoteProtocolError(f"{name} is no list of texts")
-    return tuple(value)

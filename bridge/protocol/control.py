@@ -22,6 +22,7 @@ from typing import Any
 
 from bridge.errors import RemoteProtocolError, VersionMismatch
 from bridge.model.facts import Facts
+from bridge.model.fields import maybe_text, number, printable, read_object, text, texts
 
 VERSION = (1, 0)
 MAX_FRAME = 1 << 20
@@ -92,22 +93,18 @@ def encode(message: Message) -> bytes:
 
 def decode(body: bytes) -> Message | None:
     """The message in one frame; None for a type that a newer peer knows. Raises RemoteProtocolError."""
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as exc:
-        raise RemoteProtocolError("control: a frame that is no JSON") from exc
-    if not isinstance(value, dict):
-        raise RemoteProtocolError("control: a frame that is no object")
+    value = read_object(body, "control")
     match value.get("type"):
         case "hello":
-            return Hello(_version(value.get("version")), _text(value, "release"), _capabilities(value.get("capabilities", [])))
+            capabilities = texts(value, "capabilities", "control", most=_MAX_TEXT, most_items=_MAX_CAPABILITIES)
+            return Hello(_version(value.get("version")), _text(value, "release"), capabilities)
         case "facts":
             return FactsTold(Facts.from_json(value.get("facts")))
         case "ask":
-            return Ask(_number(value), _text(value, "nameserver"), _bytes(value, "query"), value.get("tcp") is True)
+            return Ask(number(value, "id", "control"), _text(value, "nameserver"), _bytes(value, "query"), value.get("tcp") is True)
         case "answer":
-            error = value.get("error")
-            return Answer(_number(value), _bytes(value, "answer"), _text(value, "error") if error is not None else None)
+            error = maybe_text(value, "error", "control", most=_MAX_TEXT)
+            return Answer(number(value, "id", "control"), _bytes(value, "answer"), error)
         case str():
             return None
         case _:
@@ -124,37 +121,19 @@ def check_version(theirs: Hello, them: str) -> None:
         )
 
 
-def printable(text: str) -> str:
-    """Text from outside, fit for a terminal and a log."""
-    return "".join(char if char.isprintable() else "?" for char in text[:_MAX_TEXT])
-
-
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
 def _bytes(value: dict[str, Any], name: str) -> bytes:
-    text = value.get(name)
-    if not isinstance(text, str) or len(text) > _MAX_DNS * 4 // 3 + 4:
-        raise RemoteProtocolError(f"control: {name} is missing, no text or too long")
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode(text(value, name, "control", most=_MAX_DNS * 4 // 3 + 4), validate=True)
     except (ValueError, binascii.Error) as exc:
         raise RemoteProtocolError(f"control: {name} is no base64") from exc
 
 
 def _text(value: dict[str, Any], name: str) -> str:
-    text = value.get(name)
-    if not isinstance(text, str) or len(text) > _MAX_TEXT:
-        raise RemoteProtocolError(f"control: {name} is missing, no text or too long")
-    return text
-
-
-def _number(value: dict[str, Any]) -> int:
-    number = value.get("id")
-    if type(number) is not int or not 0 <= number < 1 << 63:
-        raise RemoteProtocolError("control: id is no number")
-    return number
+    return text(value, name, "control", most=_MAX_TEXT)
 
 
 def _version(value: object) -> tuple[int, int]:
@@ -163,11 +142,3 @@ def _version(value: object) -> tuple[int, int]:
         if type(major) is int and type(minor) is int and 0 <= major < 1 << 31 and 0 <= minor < 1 << 31:
             return major, minor
     raise RemoteProtocolError("control: version is not [major, minor]")
-
-
-def _capabilities(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list) or len(value) > _MAX_CAPABILITIES:
-        raise RemoteProtocolError("control: capabilities are no short list")
-    if not all(isinstance(item, str) and len(item) <= _MAX_TEXT for item in value):
-        raise RemoteProtocolError("control: a capability is no short text")
-    return tuple(value)

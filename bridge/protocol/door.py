@@ -13,17 +13,17 @@ Limits: a line of 1 MiB.
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from bridge.errors import LocalProtocolError, RemoteProtocolError
 from bridge.model.facts import BridgeConfig, Facts
+from bridge.model.fields import an_object, maybe_text, number, read_object, seconds, text, texts
 
 MAX_LINE_BYTES = 1 << 20
 
 LinkState = Literal["connecting", "connected", "reconnecting", "failed"]
-_LINK_STATES = ("connecting", "connected", "reconnecting", "failed")
+_LINK_STATES = get_args(LinkState)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,31 +133,27 @@ def encode(message: Message) -> bytes:
 
 def decode(line: bytes) -> Message | None:
     """The message of one line, or None for a type that is not known here. Raises RemoteProtocolError."""
-    try:
-        data = json.loads(line)
-    except (ValueError, RecursionError) as exc:
-        raise RemoteProtocolError("a line of the bridge's door is not JSON") from exc
-    if not isinstance(data, dict):
-        raise RemoteProtocolError("a line of the bridge's door is no object")
-    match data.get("type"):
+    data = read_object(line, "a line of the bridge's door")
+    kind = data.get("type")
+    match kind:
         case "configure":
             return Configure(BridgeConfig.from_json(data))
         case "carrier-failed":
-            return CarrierFailed(_number(data, "id"), _text(data, "why"), data.get("final") is True)
+            return CarrierFailed(number(data, "id", kind), text(data, "why", kind), data.get("final") is True)
         case "agent":
-            return Agent(_text(data, "host_key"), _text(data, "agent_id"))
+            return Agent(text(data, "host_key", kind), text(data, "agent_id", kind))
         case "names":
-            return Names(_texts(data, "names"))
+            return Names(texts(data, "names", kind))
         case "stop":
             return Stop()
         case "dial":
-            return Dial(_number(data, "id"), _texts(data, "avoid"))
+            return Dial(number(data, "id", kind), texts(data, "avoid", kind))
         case "ready":
-            return Ready(Facts.from_json(data.get("facts")), _text(data, "engine_resolv_conf"))
+            return Ready(Facts.from_json(data.get("facts")), text(data, "engine_resolv_conf", kind))
         case "status":
             return _status(data)
         case "failed":
-            return Failed(_text(data, "error"), _text(data, "message"), _maybe(data, "hint"))
+            return Failed(text(data, "error", kind), text(data, "message", kind), maybe_text(data, "hint", kind))
         case str():
             return None
     raise RemoteProtocolError("a line of the bridge's door has no type")
@@ -178,40 +174,12 @@ class LineReader:
 
 
 def _status(data: dict[str, Any]) -> Status:
-    link = data.get("link")
-    if not isinstance(link, dict) or link.get("state") not in _LINK_STATES:
+    link = an_object(data.get("link"), "status: link")
+    if link.get("state") not in _LINK_STATES:
         raise RemoteProtocolError("status: the link's state is not known")
-    since = link.get("since")
-    if not isinstance(since, int | float) or isinstance(since, bool) or not math.isfinite(since):
-        raise RemoteProtocolError("status: since is no number")
     return Status(
-        LinkStatus(link["state"], float(since), _maybe(link, "via"), _maybe(link, "why")),
-        _texts(data, "warnings"),
-        _maybe(data, "holder"),
-        *(_number(data, name) if name in data else 0 for name in ("flows", "flows_ever", "associations")),
+        LinkStatus(link["state"], seconds(link, "since", "status"), maybe_text(link, "via", "status"), maybe_text(link, "why", "status")),
+        texts(data, "warnings", "status"),
+        maybe_text(data, "holder", "status"),
+        *(number(data, name, "status", 0) for name in ("flows", "flows_ever", "associations")),
     )
-
-
-def _number(data: dict[str, Any], name: str) -> int:
-    value = data.get(name)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise RemoteProtocolError(f"{name} is missing or no number")
-    return value
-
-
-def _text(data: dict[str, Any], name: str) -> str:
-    value = data.get(name)
-    if not isinstance(value, str):
-        raise RemoteProtocolError(f"{name} is missing or no text")
-    return value
-
-
-def _maybe(data: dict[str, Any], name: str) -> str | None:
-    return None if data.get(name) is None else _text(data, name)
-
-
-def _texts(data: dict[str, Any], name: str) -> tuple[str, ...]:
-    value = data.get(name) or []
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise RemoteProtocolError(f"{name} is no list of texts")
-    return tuple(value)

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from enum import Enum
 
 from bridge.errors import LinkLost, LocalProtocolError, RemoteProtocolError
+from bridge.model.fields import printable
 from bridge.protocol.stream_frames import (
     HEADER,
     ID_SIZE,
@@ -185,7 +186,7 @@ class Stream:
             return None
         if self.client and kind is Kind.REFUSED and self.state in (State.RESUMING, State.CARRIED):
             self.state = State.CLOSED
-            raise StreamRefused(f"the agent refused the stream: {_reason(body)}")
+            raise StreamRefused(f"the agent refused the stream: {printable(bytes(body).decode(errors='replace'))}")
         state, self.state = self.state, State.CLOSED
         raise RemoteProtocolError(f"a {kind.name} frame came while the stream was {state.value}")
 
@@ -372,8 +373,3 @@ class Greeting:
         """Tell the far end why, and what to raise."""
         self.out.append(encode(Kind.REFUSED, reason.encode()[:MAX_REASON]))
         return StreamRefused(reason)
-
-
-def _reason(body: memoryview) -> str:
-    """The far end's words, harmless for a terminal."""
-    return "".join(char if char.isprintable() else "?" for char in bytes(body).decode(errors="replace"))

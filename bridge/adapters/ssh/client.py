@@ -20,6 +20,7 @@ from bridge.adapters.ssh.connection import CIPHER, FastPath
 from bridge.adapters.ssh.messages import Messages
 from bridge.adapters.ssh.windows import BRIDGE_LIMIT, Windows
 from bridge.errors import HostKeyMismatch, LinkError, LinkLost
+from bridge.model.fields import printable
 from bridge.protocol import control, udp
 from bridge.protocol.control import FlowRefused
 
@@ -57,7 +58,7 @@ async def connect_ssh(transport: Startable, *, private_key: str, host_key: str, 
 
     def lost(exc: Exception | None) -> None:
         if not closed.done():
-            closed.set_result(control.printable(str(exc)) if exc else "closed")
+            closed.set_result(printable(str(exc)) if exc else "closed")
 
     options = asyncssh.SSHClientConnectionOptions(
         client_factory=lambda: _Owner(lost),
@@ -95,7 +96,7 @@ async def connect_ssh(transport: Startable, *, private_key: str, host_key: str, 
         connection.abort()
         raise LinkLost(f"the agent did not answer within {_CONNECT_S:.0f} s") from exc
     except (asyncssh.Error, OSError) as exc:
-        raise LinkLost(f"no SSH connection with the agent: {control.printable(str(exc))}") from exc
+        raise LinkLost(f"no SSH connection with the agent: {printable(str(exc))}") from exc
     except BaseException:
         connection.abort()
         raise
@@ -174,7 +175,7 @@ class SshConnection:
             await channel.open(b"session", b"")
             agreed = await channel.request(b"subsystem", String(name))
         except FlowRefused as exc:
-            raise LinkError(f"the agent opens no session: {control.printable(str(exc))}") from exc
+            raise LinkError(f"the agent opens no session: {printable(str(exc))}") from exc
         if not agreed:
             channel.abort()
             raise LinkError(f"the agent knows no {name}", hint="use bridge and agent images of one release: mbridge images build")

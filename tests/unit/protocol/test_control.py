@@ -18,7 +18,7 @@ short = st.text(max_size=60)
 facts = st.builds(
     Facts,
     hostname=short,
-    addresses=st.lists(short, max_size=4).map(tuple),
+    addresses=st.lists(st.builds("{}/{}".format, st.ip_addresses(), st.integers(0, 32)), max_size=4).map(tuple),
     resolv_conf=short,
     hosts=short,
     ping=st.one_of(st.booleans(), short),
