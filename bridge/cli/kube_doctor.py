@@ -7,13 +7,15 @@ Nothing is changed. `ls` lists what it may; a kind that may not be listed is lef
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bridge.adapters.kube import kubeconfig
+from bridge.adapters.kube import headroom, kubeconfig
 from bridge.adapters.kube.api import Api, Missing
+from bridge.adapters.kube.carriers import Carriers
 from bridge.adapters.kube.targets import Finder, is_ready, path_of, pod_state
 from bridge.cli.cmd_doctor import Check
 from bridge.cli.looking import Listed
@@ -58,7 +60,8 @@ async def cluster_checks(wish: SessionWish) -> AsyncIterator[Check]:
         async for check in _rights(api, namespace, wish.target, wish.agent_kind):
             yield check
         if isinstance(wish.target, KubeTarget):
-            yield await _target(api, namespace, wish.target, wish)
+            async for check in _target(api, namespace, wish.target, wish):
+                yield check
 
 
 async def _rights(api: Api, namespace: str, target: Target, agent_kind: str) -> AsyncIterator[Check]:
@@ -80,18 +83,24 @@ async def _rights(api: Api, namespace: str, target: Target, agent_kind: str) -> 
         yield Check("rights", None, f"without {verbs}: {lost}")
 
 
-async def _target(api: Api, namespace: str, target: KubeTarget, wish: SessionWish) -> Check:
+async def _target(api: Api, namespace: str, target: KubeTarget, wish: SessionWish) -> AsyncIterator[Check]:
     try:
         found = await Finder(api, namespace).find(target.kind, target.name, wish.container)
     except BridgeError as error:
-        return Check("target", False, error.message, error.hint)
+        yield Check("target", False, error.message, error.hint)
+        return
     if found.host_network and not wish.yes_host_network:
-        return Check("target", False, f"pod {found.name} is on its node's own network", "--yes-host-network")
-    limit = _memory_limit(found.pod)
-    if limit is not None and limit < 100 << 20:
-        return Check("target", None, f"pod {found.name}: its memory limit is {limit >> 20} MiB, of which the agent takes up to 50",
-                     "raise the limit, or --agent pod")  # fmt: skip
-    return Check("target", True, f"pod {found.name}, container {found.container}")
+        yield Check("target", False, f"pod {found.name} is on its node's own network", "--yes-host-network")
+        return
+    yield Check("target", True, f"pod {found.name}, container {found.container}")
+    if wish.agent_kind == "pod":
+        return
+    carriers = Carriers(api, namespace)
+    room = await headroom.look(found.pod, found.container, functools.partial(carriers.output, found.name))
+    if room is not None:
+        takes = f"; the agent takes up to {headroom.AGENT_TAKES >> 20} of them, and is the first to be ended where they do not do"
+        yield Check("memory", True if room.enough else None, f"pod {found.name}: {room}{'' if room.enough else takes}",
+                    "raise the limit, or --agent pod")  # fmt: skip
 
 
 async def targets(api: Api, namespace: str, kind: str | None) -> list[Listed]:
@@ -141,23 +150,3 @@ def _workload(kind: str, item: Json) -> Listed:
 
 def _name(item: Json) -> str:
     return str(item["metadata"]["name"])
-
-
-def _memory_limit(pod: Json) -> int | None:
-    """The pod's memory limit in bytes; None unless all of its containers have one."""
-    total = 0
-    for container in pod["spec"]["containers"]:
-        limit = ((container.get("resources") or {}).get("limits") or {}).get("memory")
-        if limit is None:
-            return None
-        total += quantity(str(limit))
-    return total
-
-
-def quantity(text: str) -> int:
-    """Kubernetes' quantities of bytes: 64Mi, 1G, 128974848, 129e6, 129M."""
-    units = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-    for unit, factor in units.items():
-        if text.endswith(unit):
-            return int(float(text.removesuffix(unit)) * factor)
-    return int(float(text.removesuffix("m")) / 1000) if text.endswith("m") else int(float(text))

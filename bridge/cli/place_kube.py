@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -24,7 +25,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bridge.adapters.kube import agents, kubeconfig
+from bridge.adapters.kube import agents, headroom, kubeconfig
 from bridge.adapters.kube.agents import AgentSettings
 from bridge.adapters.kube.api import Api, Missing, Refused
 from bridge.adapters.kube.carriers import Carriers
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 Json = dict[str, Any]
 Progress = Callable[[str], None]
 CARRIERS: tuple[Via, ...] = ("port-forward", "exec")
+_MEMORY_LIMIT_S = 3.0  # for a look that may be done without
 
 
 class KubePlace:
@@ -166,6 +168,23 @@ class KubePlace:
             name += "-" + "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(4))
         uid = agents.target_uid(found.pod, found.container)
         progress(f"adding ephemeral container {name} to pod {found.name}")
+        looking = asyncio.ensure_future(self._look_at_memory(found))
+        try:
+            identity = await self._added(found, name, uid, settings, progress)
+            await looking  # it has ended long ago: an agent takes a second to start
+        finally:
+            looking.cancel()
+        return identity
+
+    async def _look_at_memory(self, found: PodFound) -> None:
+        with contextlib.suppress(BridgeError, TimeoutError):
+            async with asyncio.timeout(_MEMORY_LIMIT_S):
+                room = await headroom.look(found.pod, found.container, functools.partial(self._carriers.output, found.name))
+            if room is not None and not room.enough:
+                takes = f"the agent takes up to {headroom.AGENT_TAKES >> 20}"
+                self.warnings.append(f"pod {found.name}: {room}, and {takes}: raise the limit, or --agent pod")
+
+    async def _added(self, found: PodFound, name: str, uid: int | None, settings: AgentSettings, progress: Progress) -> AgentIdentity:
         try:
             await self._launcher.patch(found.name, agents.ephemeral(name, settings, "restricted", uid))
         except Refused as error:

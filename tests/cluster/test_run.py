@@ -4,6 +4,7 @@ A18, A24 to A26, A31 to A35 as a pod gives them; tests/cluster/test_shared.py ha
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.kube import TARGET_IMAGE, App, Namespace, bridged, service, workload
+from tests.cluster.kube import TARGET_IMAGE, App, Namespace, bridged, container, service, workload
 
 
 def ip_of(pod: dict[str, object], version: int = 4) -> str:
@@ -149,6 +150,31 @@ def test_K02_a_targetless_session_reaches_the_namespace_and_leaves_no_pod(namesp
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["host"].startswith("web-")
     namespace.until("no helper pod", lambda: not namespace.pods("mbridge.role=agent"))
+
+
+@pytest.mark.parametrize("held_mib", [120, 0])
+def test_a_pod_with_little_memory_left_is_told_of_in_one_line_and_the_session_starts(namespace: Namespace, held_mib: int) -> None:
+    """200 MiB in all; what the target itself holds decides."""
+    holding = ["python3", "-c", f"held = bytearray({held_mib} << 20); held[::4096] = b'x' * len(held[::4096]); print('held', flush=True)\n"
+               "import signal; signal.pause()"]  # fmt: skip
+    namespace.workload(pod={"containers": [container(command=holding, resources={"limits": {"memory": "200Mi"}})]})
+    (pod,) = namespace.pods("app=web")
+    name = pod["metadata"]["name"]
+    namespace.until("the memory to be held", lambda: "held" in namespace.kubectl("logs", name))
+    done = namespace.cli.run("run", "deploy/web", "-n", namespace.name, TARGET_IMAGE, "true")
+    assert done.returncode == 0, done.stderr
+    warned = re.findall(
+        r"mbridge: warning: pod (\S+): (\d+) of its 200 MiB of memory are free, and the agent takes up to 82: raise", done.stderr
+    )
+    looked = namespace.cli.run("doctor", "deploy/web", "-n", namespace.name).stdout
+    if held_mib:
+        assert [pod for pod, _ in warned] == [name]
+        assert 60 < int(warned[0][1]) < 80
+        assert f"! memory      pod {name}: " in looked
+        assert "→ raise the limit, or --agent pod" in looked
+    else:
+        assert "of memory" not in done.stderr
+        assert f"✓ memory      pod {name}: 1" in looked
 
 
 def test_logs_hold_the_agents_lines_out_of_its_pod_as_they_come(namespace: Namespace) -> None:
