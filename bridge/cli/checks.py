@@ -78,19 +78,32 @@ def _container_hint(message: str) -> str | None:
 
 
 async def _probe(engine: Engine, image: str) -> dict[str, Any]:
-    # The same rights as a bridge has, in a network namespace of its own that nothing else is in.
+    from bridge.adapters.docker import bodies
+    from bridge.cli.world import NO_IPV6
+
+    # The same rights and settings as a bridge has, in a network namespace of its own that nothing else is in.
     body = {
         "Image": image,
         "Cmd": ["probe"],
         "Labels": {_PROBE_LABEL: "1"},
         "HostConfig": {
             "NetworkMode": "none",
+            "Sysctls": bodies.SYSCTLS,
             "CapDrop": ["ALL"],
             "CapAdd": ["NET_ADMIN", "NET_RAW"],
             "SecurityOpt": ["no-new-privileges"],
             "Devices": [{"PathOnHost": "/dev/net/tun", "PathInContainer": "/dev/net/tun", "CgroupPermissions": "rwm"}],
         },
     }
+    try:
+        return await _probed(engine, body)
+    except BridgeError as error:
+        if NO_IPV6 not in error.message:
+            raise
+        return await _probed(engine, bodies.without_ipv6(body))
+
+
+async def _probed(engine: Engine, body: dict[str, Any]) -> dict[str, Any]:
     container = await engine.create(None, body)
     try:
         listening = asyncio.Event()

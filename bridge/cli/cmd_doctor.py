@@ -103,3 +103,7 @@ def kernel_checks(probe: Mapping[str, Any]) -> Iterator[Check]:
     yield Check("ping", True if ping is True else None,
                 "unprivileged ICMP echo is allowed" if ping is True else f"ping of the target's neighbours gets no answer: {ping}",
                 "sudo sysctl -w net.ipv4.ping_group_range='0 2147483647'")  # fmt: skip
+    settings = probe.get("settings", True)
+    yield Check("settings", True if settings is True else None,
+                "the engine sets what the session's network needs" if settings is True else str(settings),
+                "the engine must heed HostConfig.Sysctls")  # fmt: skip

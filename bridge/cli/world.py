@@ -10,8 +10,10 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
+from bridge.adapters.docker import bodies
 from bridge.adapters.docker.endpoint import Endpoint
 from bridge.adapters.docker.engine import Engine
 from bridge.adapters.docker.wire import EngineRefused
@@ -23,6 +25,7 @@ from bridge.model.plan import Agent, Container, Folder, Op, Plan, Start, Volume
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str], None]
+NO_IPV6 = "/proc/sys/net/ipv6/"  # in the engine's words where a setting cannot be made
 
 
 class World:
@@ -45,6 +48,7 @@ class World:
         self._session, self._own, self._place = session, engine, place
         self._public_key, self.progress = public_key, progress
         self._app_environ = app_environ or {}
+        self._created: dict[str, Container] = {}
 
     @property
     def _engine(self) -> Engine:
@@ -62,7 +66,7 @@ class World:
             case Container():
                 await self._create(op)
             case Start(name):
-                await self._engine.start(name)
+                await self._start(name)
 
     async def undo(self, op: Op) -> None:
         match op:
@@ -85,6 +89,7 @@ class World:
             if found["Config"]["Labels"].get("mbridge.session") == self._session:
                 return
             raise HostError(f"the name {op.name} is in use by another container", hint=f"docker rm {op.name}, or choose another --name")
+        self._created[op.name] = op
         body = op.body
         if op.role == "app":
             body = {**body, "Env": [*body.get("Env", ()), *_texts(self._app_environ)]}
@@ -101,6 +106,18 @@ class World:
                 await self._engine.join_network(network, op.name, {"Aliases": list(op.aliases)})
             except EngineRefused as exc:
                 raise HostError(f"--network {network}: {exc.message}", hint="docker network ls") from exc
+
+    async def _start(self, name: str) -> None:
+        try:
+            await self._engine.start(name)
+        except EngineRefused as exc:
+            if name not in self._created or NO_IPV6 not in exc.message:
+                raise
+            log.info("= this kernel has no IPv6: %s is made again without its settings", name)
+            op = self._created[name]
+            await self._engine.remove(name)
+            await self._create(replace(op, body=bodies.without_ipv6(op.body)))
+            await self._engine.start(name)
 
 
 def _texts(environ: Mapping[bytes, bytes]) -> Iterator[str]:

@@ -18,20 +18,29 @@ from pathlib import Path
 from bridge.adapters import nft, tun
 from bridge.adapters.nfqueue import MARK_HOST_UNREACHABLE, MARK_NET_UNREACHABLE, MARK_REFUSE, SynQueue
 from bridge.errors import BridgeError
+from bridge.model.kernel import unmet
 
 _TUNSETPERSIST = 0x400454CB
 _NAME, _QUEUE = "mb-probe", 0x6D62
 
 
 def probe() -> dict[str, object]:
-    """{tun, nft, nfqueue, ipv6, ping}: True, or the reason as text; nfqueue is "nft", "iptables" or null."""
+    """{tun, nft, nfqueue, ipv6, ping, settings}: True, or the reason as text; nfqueue is "nft", "iptables" or null."""
     return {
         "tun": _reason(_tun),
         "nft": _reason(_nft),
         "nfqueue": asyncio.run(_nfqueue()),
         "ipv6": Path("/proc/net/if_inet6").exists(),
         "ping": _reason(_ping),
+        "settings": "; ".join(unmet(read_setting)) or True,
     }
+
+
+def read_setting(path: str) -> str | None:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return None
 
 
 def main() -> int:

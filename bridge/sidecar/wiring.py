@@ -34,8 +34,10 @@ from bridge.engine.needs import Link
 from bridge.engine.outgoing import Outgoing
 from bridge.engine.resolver import DnsServer, Resolver
 from bridge.model.facts import BridgeConfig, Facts
+from bridge.model.kernel import unmet
 from bridge.model.rules import Route, RuleSet, Verdict, parse_rule
 from bridge.protocol.dns import merge_hosts, parse_resolv_conf
+from bridge.sidecar.probe import read_setting
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,7 @@ class Wired:
         self._group = group
         self._routes = SessionRoutes()
         self._kept: list[Route] = []  # of an earlier bridge of this netns
+        self._unmet = tuple(unmet(read_setting))
         self._loop = asyncio.get_running_loop()
         self._listener = Listener()
         self._resolver: Resolver | None = None
@@ -129,7 +132,7 @@ class Wired:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What works less well than it might, in the user's words."""
-        return tuple(self.rules.warnings) if self.holder else (*self.rules.warnings, _NO_HOLD)
+        return (*self.rules.warnings, *self._unmet, *(() if self.holder else (_NO_HOLD,)))
 
     def change_names(self, names: Sequence[str]) -> None:
         """Containers on the app's networks came or went."""

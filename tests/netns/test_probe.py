@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from bridge.model.kernel import SETTINGS
+
 PROBE = [sys.executable, "-m", "bridge.sidecar", "probe"]
 
 
@@ -29,6 +31,13 @@ def test_with_the_bridges_rights() -> None:
     assert found["tun"] is True
     assert found["nft"] is True
     assert found["nfqueue"] in ("nft", "iptables")
+
+
+def test_settings_that_are_not_as_a_sessions_are_named_with_what_they_cost() -> None:
+    words = [word for setting in SETTINGS for word in ("-w", f"{setting.name}={setting.value}")]
+    assert _run("unshare", "-n", "sh", "-c", f'sysctl -qe {" ".join(words)}; "$@"', "sh", *PROBE)["settings"] is True
+    bent = _run("unshare", "-n", "sh", "-c", f'sysctl -qe {" ".join(words)} net.ipv4.fwmark_reflect=1; "$@"', "sh", *PROBE)["settings"]
+    assert bent == "net.ipv4.fwmark_reflect is 1 here instead of 0: a refused connection times out"
 
 
 def test_without_rights_each_lack_is_a_reason() -> None:

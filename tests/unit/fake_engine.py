@@ -62,6 +62,7 @@ class FakeEngine:
         self.programs: dict[str, Program] = {}  # by image
         self.refuse: dict[str, str] = {}  # "POST /containers/create" → message
         self.calls: list[str] = []
+        self.lacks: list[str] = []  # sysctls that its kernel does not have
         self.hold: dict[str, asyncio.Event] = {}  # a call waits for it, its effect done
         self.listened = asyncio.Event()  # somebody follows the events
         self._numbers = iter(range(1, 1 << 20))
@@ -155,6 +156,10 @@ class FakeEngine:
                 if one.state == "running":
                     _send(writer, 304)
                     return
+                for name in (one.body.get("HostConfig") or {}).get("Sysctls") or {}:
+                    if name in self.lacks:
+                        path = name.replace(".", "/")
+                        raise _Refused(400, f"error during container init: open /proc/sys/{path}: no such file or directory")
                 self._start(one)
                 _send(writer, 204)
             case "POST", "kill" | "stop":

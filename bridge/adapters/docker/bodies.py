@@ -17,6 +17,7 @@ from typing import Any
 
 from bridge.adapters.docker import options
 from bridge.errors import SpecError
+from bridge.model.kernel import SETTINGS
 from bridge.model.wish import AppWish
 
 Json = dict[str, Any]
@@ -24,16 +25,7 @@ Json = dict[str, Any]
 VOLUME_IN_BRIDGE = "/mbridge/app"  # docker fills an empty named volume with what the image has there
 VOLUME_IN_APP = "/mbridge"
 ENVIRON_FILE = "environ"
-# The target's address lives on our tun, and the session's netns may share a layer-2 network with the live target: never
-# answer ARP for it there. rp_filter 2 (loose), because replies to `-p` come in by another device than routes say.
-_SYSCTLS = {
-    "net.ipv4.conf.all.arp_ignore": "1",
-    "net.ipv4.conf.all.arp_announce": "2",
-    "net.ipv4.conf.all.rp_filter": "2",
-    # The engine turns IPv6 off where the network has none; the target's IPv6 address on our tun would be refused (EACCES).
-    "net.ipv6.conf.all.disable_ipv6": "0",
-    "net.ipv6.conf.default.disable_ipv6": "0",
-}
+SYSCTLS = {setting.name: setting.value for setting in SETTINGS}
 _LOGS = {"Type": "json-file", "Config": {"max-size": "4m", "max-file": "1"}}
 
 
@@ -62,7 +54,7 @@ def pause(image: str, wish: AppWish, hostname: str | None, marks: Mapping[str, s
             "CapDrop": ["ALL"],
             "SecurityOpt": ["no-new-privileges"],
             "ReadonlyRootfs": False,  # a read-only root makes /etc/hosts and resolv.conf read-only for all who share them
-            "Sysctls": _SYSCTLS,
+            "Sysctls": SYSCTLS,
             "LogConfig": _LOGS,
             "PidsLimit": 16,
         },
@@ -72,6 +64,13 @@ def pause(image: str, wish: AppWish, hostname: str | None, marks: Mapping[str, s
     if aliases and network not in ("default", "bridge"):
         body["NetworkingConfig"] = {"EndpointsConfig": {network: {"Aliases": list(aliases)}}}
     return body
+
+
+def without_ipv6(body: Json) -> Json:
+    """For a kernel that has no IPv6, where a setting of it cannot be made (`ipv6.disable=1`)."""
+    host = body["HostConfig"]
+    kept = {name: value for name, value in host.get("Sysctls", {}).items() if not name.startswith("net.ipv6.")}
+    return {**body, "HostConfig": {**host, "Sysctls": kept}}
 
 
 def bridge(image: str, pause_name: str, volume: str, run_folder: Path | None, marks: Mapping[str, str]) -> Json:

@@ -257,13 +257,13 @@ def test_logs_of_none_or_of_several_ask_which() -> None:
 
 # doctor
 
-FINE = {"tun": True, "nft": True, "nfqueue": "nft", "ipv6": True, "ping": True}
+FINE = {"tun": True, "nft": True, "nfqueue": "nft", "ipv6": True, "ping": True, "settings": True}
 
 
 def test_doctor_is_content_where_all_is_there() -> None:
     ran = mbridge("doctor", wiring=FakeWiring(findings=list(kernel_checks(FINE))))
     assert ran.code == 0
-    assert ran.out.count("✓") == 5
+    assert ran.out.count("✓") == 6
     assert "→" not in ran.out
 
 
@@ -275,6 +275,7 @@ def test_doctor_is_content_where_all_is_there() -> None:
         ({"nfqueue": None}, "nfqueue", 0, "modprobe nfnetlink_queue"),
         ({"ipv6": False}, "ipv6", 0, "disable_ipv6"),
         ({"ping": "permission denied"}, "ping", 0, "ping_group_range"),
+        ({"settings": "net.ipv4.fwmark_reflect is 1"}, "settings", 0, "HostConfig.Sysctls"),
     ],
 )
 def test_what_lacks_is_told_with_what_to_do_and_ends_with_3_only_where_it_is_needed(

@@ -12,7 +12,7 @@ import pytest
 
 from bridge.adapters.docker.engine import Engine
 from bridge.engine.needs import TargetChange
-from bridge.errors import AgentFailed, BridgeError, HostKeyMismatch
+from bridge.errors import AgentFailed, BridgeError, HostError, HostKeyMismatch
 from bridge.model.session import State
 from bridge.protocol import door as wire
 from tests.unit.cli.hosted import Play, World
@@ -119,5 +119,25 @@ def test_a_second_host_key_ends_the_session(play: Play) -> None:
             world.bridge.say(wire.Dial(1))
             assert "second host key" in (await hosted).message
             assert world.engine.containers == {}
+
+    play(scenario)
+
+
+def test_on_a_kernel_without_ipv6_the_network_is_made_without_its_settings(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        world.engine.lacks = ["net.ipv6.conf.all.disable_ipv6", "net.ipv6.fwmark_reflect"]
+        async with _up(world):
+            pause = world.container("pause")
+            assert pause.state == "running"
+            assert pause.body["HostConfig"]["Sysctls"]["net.ipv4.conf.all.arp_ignore"] == "1"
+
+    play(scenario)
+
+
+def test_another_setting_that_the_kernel_lacks_ends_the_start_in_the_engines_words(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        world.engine.lacks = ["net.ipv4.fwmark_reflect"]
+        with pytest.raises(HostError, match="net/ipv4/fwmark_reflect: no such file"):
+            await world.host()
 
     play(scenario)
