@@ -69,7 +69,7 @@ class Dialler:
             self._lookups -= 1
             try:
                 places = [(family, (sockaddr[0], port)) for family, _, _, _, sockaddr in answer.result()]
-            except (OSError, UnicodeError, asyncio.CancelledError):
+            except (OSError, ValueError, asyncio.CancelledError):  # ValueError: what is no name, in any alphabet
                 places = []
             if places:
                 _Dial(self, self._loop, channel, places).start()
@@ -164,7 +164,7 @@ def _family(address: str) -> int | None:
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             socket.inet_pton(family, address)
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a NUL in it
             continue
         return family
     return None

@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from bridge.protocol import udp
+from bridge.protocol.packets import checksum
 
 _MOST = 4096
 _PER_WAKE = 64
@@ -76,7 +77,7 @@ class _Family:
             self._waiting.popitem(last=False)
         packet = _ICMP.pack(_REQUEST[self._version], 0, 0, self._ident, self._next) + message.data
         if self._raw and self._version == 4:
-            packet = packet[:2] + _checksum(packet) + packet[4:]  # of ICMPv6 and of ping sockets the kernel makes it
+            packet = packet[:2] + checksum(packet).to_bytes(2, "big") + packet[4:]  # of ICMPv6 and of ping sockets the kernel makes it
         try:
             self._sock.sendto(packet, (message.address, 0))
         except OSError:
@@ -115,13 +116,3 @@ def _open(version: int) -> tuple[socket.socket, bool]:
         return socket.socket(family, socket.SOCK_DGRAM | flags, protocol), False
     except OSError:
         return socket.socket(family, socket.SOCK_RAW | flags, protocol), True
-
-
-def _checksum(packet: bytes) -> bytes:
-    """RFC 1071."""
-    if len(packet) % 2:
-        packet += b"\0"
-    total: int = sum(struct.unpack(f"!{len(packet) // 2}H", packet))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return (~total & 0xFFFF).to_bytes(2, "big")

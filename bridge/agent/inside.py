@@ -2,6 +2,8 @@
 
 Container engines give a container that shares another's netns the same /etc/hostname, /etc/hosts and /etc/resolv.conf, so the
 agent's own files are the target's. Addresses come from the kernel (rtnetlink(7), RTM_GETADDR): no library for one question.
+
+Limits: 64 KiB of each file; no IPv6 address while the kernel still looks for duplicates of it.
 """
 
 from __future__ import annotations
@@ -41,19 +43,6 @@ def look(etc: Path = Path("/etc")) -> Facts:
         ping=echoes.why_not() or True,
         warnings=tuple(warnings),
     )
-
-
-def nameservers(resolv_conf: str) -> tuple[str, ...]:
-    """resolv.conf(5): the first three; the loopback's where none is named."""
-    found = []
-    for line in resolv_conf.splitlines():
-        words = line.split()
-        if len(words) >= 2 and words[0] == "nameserver":
-            try:
-                found.append(str(ipaddress.ip_address(words[1])))
-            except ValueError:
-                continue
-    return tuple(found[:3]) or ("127.0.0.1",)
 
 
 def addresses() -> list[str]:

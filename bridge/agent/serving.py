@@ -45,6 +45,7 @@ from bridge.agent.echoes import Echoes
 from bridge.errors import BridgeError, RemoteProtocolError
 from bridge.model.facts import Facts
 from bridge.protocol import control, preamble, udp
+from bridge.protocol.dns import parse_resolv_conf
 
 log = logging.getLogger(__name__)
 
@@ -233,7 +234,7 @@ class _Control:
             return
         self._greeted = True
         facts = self._agent.facts()
-        self._nameservers = inside.nameservers(facts.resolv_conf)
+        self._nameservers = parse_resolv_conf(facts.resolv_conf).nameservers
         self._send(control.FactsTold(facts))
 
     def _send(self, message: control.Message) -> None:

@@ -74,7 +74,7 @@ def parse(data: bytes) -> list[HeldSyn | QueueError | int]:
         length, kind, _, _, _ = _NLMSGHDR.unpack_from(data, offset)
         if length < _NLMSGHDR.size or offset + length > len(data):
             break
-        if kind == _NLMSG_ERROR:
+        if kind == _NLMSG_ERROR and length >= _NLMSGHDR.size + 4:
             (code,) = struct.unpack_from("=i", data, offset + _NLMSGHDR.size)
             if code:
                 found.append(QueueError(-code))

@@ -104,7 +104,7 @@ class Fragments:
         key = packet[8:40] + packet[44:48]
         pieces = self._pieces.setdefault(key, []) if offset == 0 else self._pieces.get(key)
         end = 40 + int.from_bytes(packet[4:6], "big")
-        if pieces is None or offset != sum(map(len, pieces)) or end > len(packet) or offset + end - 48 > 0xFFFF:
+        if pieces is None or offset != sum(map(len, pieces)) or not 48 < end <= len(packet) or offset + end - 48 > 0xFFFF:
             self._pieces.pop(key, None)
             return None
         pieces.append(packet[48:end])
@@ -119,7 +119,7 @@ class Fragments:
 def build_udp(source: str, source_port: int, destination: str, destination_port: int, data: bytes) -> bytes:
     """A whole packet with one datagram."""
     head = _UDP.pack(source_port, destination_port, 8 + len(data), 0)
-    total = _checksum(_pseudo(source, destination, UDP, 8 + len(data)) + head + data)
+    total = checksum(_pseudo(source, destination, UDP, 8 + len(data)) + head + data)
     return _ip(source, destination, UDP, head[:6] + total.to_bytes(2, "big") + data)
 
 
@@ -154,6 +154,16 @@ def build_protocol_unreachable(packet: bytes) -> bytes | None:
     return _icmp(parsed.destination, parsed.source, _ERROR.pack(_UNREACHABLE4, _BAD_PROTOCOL, 0, 0) + packet[:_QUOTE4_BYTES])
 
 
+def checksum(data: bytes) -> int:
+    """The Internet checksum (RFC 1071): 2^16 is 1 modulo 65,535, so the sum of 16-bit words is the number itself modulo that.
+
+    One division of a long number is some hundred times quicker than adding words in Python. Never 0, which in UDP says "none".
+    """
+    if len(data) % 2:
+        data += b"\0"
+    return 0xFFFF - int.from_bytes(data, "big") % 0xFFFF
+
+
 def _payload(source: str, destination: str, protocol: int, data: bytes) -> Udp | Echo | Other | None:
     if protocol == UDP:
         if len(data) < 8:
@@ -170,11 +180,11 @@ def _payload(source: str, destination: str, protocol: int, data: bytes) -> Udp |
 
 
 def _icmp(source: str, destination: str, body: bytes) -> bytes:
-    return _ip(source, destination, ICMP, body[:2] + _checksum(body).to_bytes(2, "big") + body[4:])
+    return _ip(source, destination, ICMP, body[:2] + checksum(body).to_bytes(2, "big") + body[4:])
 
 
 def _icmpv6(source: str, destination: str, body: bytes) -> bytes:
-    total = _checksum(_pseudo(source, destination, ICMPV6, len(body)) + body)
+    total = checksum(_pseudo(source, destination, ICMPV6, len(body)) + body)
     return _ip(source, destination, ICMPV6, body[:2] + total.to_bytes(2, "big") + body[4:])
 
 
@@ -183,20 +193,10 @@ def _ip(source: str, destination: str, protocol: int, payload: bytes) -> bytes:
         return _V6.pack(6 << 28, len(payload), protocol, _HOP_LIMIT, IPv6Address(source).packed, IPv6Address(destination).packed) + payload
     ends = IPv4Address(source).packed, IPv4Address(destination).packed
     head = _V4.pack(0x45, 0, 20 + len(payload), 0, 0, _HOP_LIMIT, protocol, 0, *ends)
-    return head[:10] + _checksum(head).to_bytes(2, "big") + head[12:] + payload
+    return head[:10] + checksum(head).to_bytes(2, "big") + head[12:] + payload
 
 
 def _pseudo(source: str, destination: str, protocol: int, length: int) -> bytes:
     if ":" in source:
         return IPv6Address(source).packed + IPv6Address(destination).packed + struct.pack("!II", length, protocol)
     return IPv4Address(source).packed + IPv4Address(destination).packed + struct.pack("!HH", protocol, length)
-
-
-def _checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071): 2^16 is 1 modulo 65,535, so the sum of 16-bit words is the number itself modulo that.
-
-    One division of a long number is some hundred times quicker than adding words in Python. Never 0, which in UDP says "none".
-    """
-    if len(data) % 2:
-        data += b"\0"
-    return 0xFFFF - int.from_bytes(data, "big") % 0xFFFF

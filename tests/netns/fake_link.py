@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from bridge.engine.needs import FlowRefused, Sink
 from bridge.model.facts import BridgeConfig, Facts
 from bridge.protocol import door, udp
+from bridge.protocol.packets import checksum
 from tests.lab.netns import enter
 
 _IP_RECVERR, _IPV6_RECVERR = 11, 25
@@ -213,7 +214,7 @@ class FakeLink:
         self._echo_tokens[(ours, sequence)] = (token, ident)
         body = struct.pack("!BBHHH", 128 if six else 8, 0, 0, ours, sequence) + data
         if not six:
-            body = body[:2] + _checksum(body).to_bytes(2, "big") + body[4:]
+            body = body[:2] + checksum(body).to_bytes(2, "big") + body[4:]
         sock.sendto(body, (address, 0))
 
     def _echo_replies(self, sock: socket.socket, six: bool) -> None:
@@ -222,10 +223,3 @@ class FakeLink:
         kind, _, _, ours, sequence = struct.unpack_from("!BBHHH", body)
         if kind == (129 if six else 0) and (pair := self._echo_tokens.pop((ours, sequence), None)):
             self.on_datagram(udp.EchoReply(pair[0], peer[0], pair[1], sequence, body[8:]))
-
-
-def _checksum(data: bytes) -> int:
-    total = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + b"\0" * (len(data) % 2)))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF

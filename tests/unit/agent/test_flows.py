@@ -67,6 +67,19 @@ def test_a_name_is_looked_up_from_inside_the_target(tmp_path: Path) -> None:
     run(test())
 
 
+@pytest.mark.parametrize("name", ["no\0name", "a..b", "x" * 64 + ".y", "xn--\x7f"])
+def test_a_name_that_is_none_is_refused_and_counts_no_more(tmp_path: Path, name: str) -> None:
+    async def test() -> None:
+        async with Running(tmp_path) as running:
+            link = await running.link()
+            with pytest.raises(FlowRefused, match="EHOSTUNREACH"):
+                await link.open_flow(name, 80, APP)
+            assert running.agent.dialler.flows == 0
+            assert not link.closed.done()
+
+    run(test())
+
+
 def test_a_refused_connection_is_econnrefused(tmp_path: Path) -> None:
     async def test() -> None:
         async with Running(tmp_path) as running:

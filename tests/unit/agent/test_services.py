@@ -19,6 +19,7 @@ from bridge.agent import echoes, inside
 from bridge.agent.datagrams import Associations
 from bridge.errors import LinkError, LinkLost
 from bridge.protocol import control, preamble, udp
+from bridge.protocol.dns import parse_resolv_conf
 from tests.unit.agent.running import Running, run
 
 QUERY = bytes.fromhex("abcd01000001000000000000") + b"\x02db\x00\x00\x01\x00\x01"
@@ -173,6 +174,22 @@ def test_only_the_targets_own_nameservers_are_asked(tmp_path: Path, nameserver: 
     run(test())
 
 
+def test_whichever_nameserver_the_bridge_read_in_resolv_conf_is_asked(tmp_path: Path) -> None:
+    """libc asks three; other resolvers, and so the app, ask all."""
+    conf = "".join(f"nameserver 127.0.0.{last} # stub\n" for last in (2, 3, 4, 1))
+
+    async def test() -> None:
+        async with udp_server(bytes) as port, Running(tmp_path, nameservers=conf, dns_port=port) as running:
+            channel, messages = await running.control()
+            told = await messages.get()
+            assert isinstance(told, control.FactsTold)
+            last = parse_resolv_conf(told.facts.resolv_conf).nameservers[-1]
+            channel.send(control.Ask(5, last, QUERY))
+            assert await messages.get() == control.Answer(5, QUERY)
+
+    run(test())
+
+
 def test_an_answer_with_another_id_is_not_taken(tmp_path: Path) -> None:
     async def test() -> None:
         answers = iter([b"\0\0" + QUERY[2:], QUERY])
@@ -207,19 +224,6 @@ def test_addresses_are_those_that_the_kernel_lists() -> None:
             pytest.skip("no route from here")
         own = sock.getsockname()[0]
     assert own in [address.partition("/")[0] for address in inside.addresses()]
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("nameserver 10.96.0.10\n# nameserver 1.1.1.1\nnameserver fd00::a\n", ("10.96.0.10", "fd00::a")),
-        ("search a\n", ("127.0.0.1",)),
-        ("nameserver not-an-address\nnameserver 127.0.0.53 # stub\n", ("127.0.0.53",)),
-        ("nameserver 1.1.1.1\n" * 2 + "nameserver 2.2.2.2\nnameserver 3.3.3.3\n", ("1.1.1.1", "1.1.1.1", "2.2.2.2")),
-    ],
-)
-def test_nameservers_are_read_as_libc_does(text: str, expected: tuple[str, ...]) -> None:
-    assert inside.nameservers(text) == expected
 
 
 def test_the_first_line_and_the_preamble_name_the_same_agent(tmp_path: Path) -> None:

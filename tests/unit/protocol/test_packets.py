@@ -139,6 +139,15 @@ def test_pieces_of_two_datagrams_do_not_mix_and_a_gap_loses_the_datagram() -> No
     assert fragments.whole(second) is None
 
 
+def test_empty_pieces_are_not_kept() -> None:
+    fragments = packets.Fragments()
+    empty = in_pieces(packets.build_udp("fd00::7", 1, "fd00::9", 2, bytes(40)), 24, 1)[0][:48]
+    empty = empty[:4] + struct.pack("!H", 8) + empty[6:]
+    for _ in range(1000):
+        assert fragments.whole(empty) is None
+    assert sum(map(len, fragments._pieces.values())) == 0
+
+
 @given(st.lists(st.binary(min_size=8, max_size=60), max_size=40))
 def test_rubbish_in_pieces_is_harmless_and_bounded(tails: list[bytes]) -> None:
     fragments = packets.Fragments()
