@@ -7,7 +7,8 @@ the very first byte, so the header is read by the same reader as what follows it
 
 A stdio that has no tty is multiplexed by the engine: frames of `kind u8 (1 stdout, 2 stderr), 0, 0, 0, length u32`.
 
-Limits: a header of 64 KiB, a body of 64 MiB, 30 s to connect and for a header unless the caller says otherwise.
+Limits: a header of 64 KiB, the body of a request of 64 MiB; 30 s to connect, 120 s for a request unless the caller says otherwise. A
+stream's header may take as long as its first byte (a pull from a slow registry).
 """
 
 from __future__ import annotations
@@ -108,7 +109,10 @@ class Wire:
         if status >= 400:
             raise EngineRefused(status, _message(data))
         if header.get("content-type", "").startswith("application/json") and data:
-            return json.loads(data)
+            try:
+                return json.loads(data)
+            except (ValueError, RecursionError) as exc:
+                raise EngineUnavailable(f"the engine at {self.endpoint.url} broke off its answer", hint="docker version") from exc
         return data
 
     @contextlib.asynccontextmanager
@@ -119,7 +123,7 @@ class Wire:
         reader, writer = await self._send(method, path, query, body, headers)
         try:
             status, header = await _header(reader)
-            chunks = _body(reader, header, status, bounded=False)
+            chunks = _body(reader, header, status, bounded=status >= 400)
             if status >= 400:
                 raise EngineRefused(status, _message(b"".join([chunk async for chunk in chunks])))
             yield chunks
@@ -241,17 +245,27 @@ async def _plain(reader: asyncio.StreamReader, header: Mapping[str, str], status
 
 
 async def _chunked(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    while True:
-        try:
-            size = int((await reader.readuntil(b"\r\n")).split(b";")[0], 16)
-            data = await reader.readexactly(size + 2)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return  # the engine went away in the middle: the caller sees the end of the stream
-        except ValueError as exc:
-            raise RemoteProtocolError("the engine's answer is badly chunked") from exc
-        if size == 0:
-            return
-        yield data[:-2]
+    try:
+        while left := await _chunk_size(reader):
+            while left:
+                data = await reader.read(min(left, _READ_BYTES))
+                if not data:
+                    return
+                left -= len(data)
+                yield data
+            await reader.readexactly(2)
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return  # the engine went away in the middle: the caller sees the end of the stream
+
+
+async def _chunk_size(reader: asyncio.StreamReader) -> int:
+    try:
+        size = int((await reader.readuntil(b"\r\n")).split(b";")[0], 16)
+    except (ValueError, asyncio.LimitOverrunError) as exc:
+        raise RemoteProtocolError("the engine's answer is badly chunked") from exc
+    if size < 0:
+        raise RemoteProtocolError("the engine's answer is badly chunked")
+    return size
 
 
 def _message(data: bytes) -> str:

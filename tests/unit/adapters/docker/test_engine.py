@@ -9,8 +9,7 @@ import pytest
 
 from bridge.adapters.docker.endpoint import Endpoint
 from bridge.adapters.docker.engine import Engine, split_image
-from bridge.adapters.docker.wire import Wire
-from bridge.errors import EngineUnavailable, RemoteProtocolError
+from bridge.errors import EngineUnavailable
 from tests.unit.contracts.engine import check_engine
 from tests.unit.fake_engine import Container, FakeEngine
 
@@ -47,42 +46,6 @@ def test_a_socket_that_nobody_serves_is_an_engine_that_is_not_running(tmp_path: 
         sock.bind(str(tmp_path / "dead.sock"))
     with pytest.raises(EngineUnavailable, match="not running: connection refused"):
         asyncio.run(Engine(Endpoint(f"unix://{tmp_path}/dead.sock")).connect())
-
-
-def _answering(tmp_path: Path, answer: bytes) -> object:
-    """What a wire says of a server that answers with these bytes and closes."""
-
-    async def ask() -> object:
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(answer)
-            await writer.drain()
-            writer.close()
-
-        async with await asyncio.start_unix_server(serve, tmp_path / "s"):
-            return await Wire(Endpoint(f"unix://{tmp_path}/s")).request("GET", "/x", timeout_s=5)
-
-    return asyncio.run(ask())
-
-
-def test_a_stranger_on_the_socket_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RemoteProtocolError, match="no engine"):
-        _answering(tmp_path, b"SSH-2.0-OpenSSH_9.2\r\n\r\n")
-
-
-def test_an_engine_that_closes_without_an_answer_is_unavailable(tmp_path: Path) -> None:
-    with pytest.raises(EngineUnavailable, match="before its answer"):
-        _answering(tmp_path, b"")
-
-
-def test_a_chunked_body_is_put_together(tmp_path: Path) -> None:
-    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-    assert _answering(tmp_path, head + b'4\r\n{"a"\r\n4;x=y\r\n: 1}\r\n0\r\n\r\n') == {"a": 1}
-
-
-def test_a_broken_chunk_is_the_engines_fault(tmp_path: Path) -> None:
-    with pytest.raises(RemoteProtocolError, match="chunked"):
-        _answering(tmp_path, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
 
 
 @pytest.mark.parametrize(
