@@ -21,6 +21,7 @@ import requests
 from bridge.errors import EngineUnavailable, HostError
 
 Progress = Callable[[str], None]
+_REFUSED = re.compile(r"denied|unauthori[sz]ed|authenti|authori[sz]ation|credentials", re.I)
 _OURS = re.compile(r"mbridge-(bridge|agent):")
 
 
@@ -89,8 +90,9 @@ def push(client: docker.DockerClient, name: str, repository: str, progress: Prog
         try:
             for event in client.images.push(repository, tag=tag, stream=True, decode=True):
                 if "error" in event:
-                    hint = f"docker login {repository.partition('/')[0]}"
-                    raise HostError(f"{repository} did not take the image: {event['error']}", hint=hint)
+                    said, host = str(event["error"]), repository.partition("/")[0]
+                    hint = f"docker login {host}" if _REFUSED.search(said) else f"curl https://{host}/v2/ shows whether a registry is there"
+                    raise HostError(f"{repository} did not take the image: {said}", hint=hint)
                 if event.get("status"):
                     progress(f"{event.get('id', '')} {event['status']}".strip())
         finally:

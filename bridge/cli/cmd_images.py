@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ EXAMPLES = """\
   mbridge images prune                                    those of earlier versions
 """
 WHICH = ("bridge", "agent")
+_REPOSITORY = re.compile(r"[A-Za-z0-9.-]+(:[0-9]+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+|[a-z0-9]+([._-]+[a-z0-9]+)*")
 _which = click.argument("which", metavar="[bridge|agent]…", nargs=-1, type=click.Choice(WHICH))
 
 
@@ -32,7 +34,7 @@ def command() -> None:
     """
 
 
-@command.command("ls", cls=Command, examples="  mbridge images ls --json\n")
+@command.command("ls", cls=Command, short_help="What this version uses, and what is there.", examples="  mbridge images ls --json\n")
 @docker_context_option
 @json_option
 @common
@@ -79,7 +81,7 @@ LOAD_EXAMPLES = """\
 """
 
 
-@command.command("load", cls=Command, examples=LOAD_EXAMPLES)
+@command.command("load", cls=Command, examples=LOAD_EXAMPLES, short_help="Bring the agent's into a cluster; or FILE's to the engine.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False)
 @click.option("--to", metavar="kind|k3d|minikube[:NAME]", help="This cluster, instead of the one that the context means.")
 @click.option("--command", metavar="COMMAND", help="A shell command that brings the image from its stdin, as `docker save` writes it.")
@@ -95,6 +97,8 @@ def load(caller: Caller, /, file: Path | None, to: str | None, command: str | No
     from bridge.cli import settings
     from bridge.errors import SpecError
 
+    if command is not None and not command.strip():
+        raise SpecError("--command is empty", hint="mbridge images load --help shows one")
     if to and command:
         raise SpecError("--to and --command are two ways to one cluster: name one of them")
     if file is not None:
@@ -108,7 +112,12 @@ def load(caller: Caller, /, file: Path | None, to: str | None, command: str | No
     caller.ui.say(caller.wiring.load_into_cluster(to, command, where, caller.ui))
 
 
-@command.command("prune", cls=Command, examples="  mbridge images prune --dry-run\n  mbridge images prune\n")
+@command.command(
+    "prune",
+    cls=Command,
+    short_help="Remove those of other versions.",
+    examples="  mbridge images prune --dry-run\n  mbridge images prune\n",
+)
 @click.option("--dry-run", is_flag=True, help="Say which, and remove nothing.")
 @docker_context_option
 @common
@@ -127,7 +136,9 @@ def prune(caller: Caller, /, dry_run: bool, docker_context: str | None) -> None:
         caller.ui.note(f"{len(gone)} images; without --dry-run they are removed")
 
 
-@command.command("push", cls=Command, examples="  mbridge images push registry.example/team/mbridge\n")
+@command.command(
+    "push", cls=Command, short_help="Push them to a registry.", examples="  mbridge images push registry.example/team/mbridge\n"
+)
 @click.argument("repository", metavar="REPOSITORY")
 @_which
 @docker_context_option
@@ -135,5 +146,10 @@ def prune(caller: Caller, /, dry_run: bool, docker_context: str | None) -> None:
 @click.pass_obj
 def push(caller: Caller, /, repository: str, which: tuple[str, ...], docker_context: str | None) -> None:
     """Push them to REPOSITORY-bridge and REPOSITORY-agent, with the engine's own credentials; prints the names."""
+    if not _REPOSITORY.fullmatch(repository):
+        from bridge.errors import SpecError
+
+        raise SpecError(f"{repository!r} is no repository: HOST/PATH in lower case, without a tag",
+                        hint="mbridge images push registry.example/team/mbridge")  # fmt: skip
     for name in caller.wiring.push_images(repository, which or WHICH, docker_context, caller.ui):
         caller.ui.say(name)

@@ -101,6 +101,12 @@ def test_a_push_leaves_no_name_on_the_engine_whether_it_goes_well_or_not(events:
     assert client.done == [("tag", "reg/x:1"), ("remove", "reg/x:1")]
 
 
+def test_a_registry_that_is_not_there_asks_for_no_login() -> None:
+    with pytest.raises(HostError, match="connection refused") as caught:
+        image_store.push(Client(events=[{"error": "dial tcp: connection refused"}]), "a:1", "reg:5000/x", print)  # type: ignore[arg-type]  # a fake
+    assert caught.value.hint == "curl https://reg:5000/v2/ shows whether a registry is there"
+
+
 def test_an_image_that_is_not_there_has_no_size() -> None:
     assert image_store.size(Client(), "a:1") == 90  # type: ignore[arg-type]  # a fake
     assert image_store.size(Client(fails=docker.errors.ImageNotFound("no")), "a:1") is None  # type: ignore[arg-type]  # a fake

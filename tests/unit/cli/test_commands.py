@@ -328,6 +328,7 @@ def test_images_load_without_a_file_brings_the_agents_into_a_cluster() -> None:
     [
         (["x.tar", "--to", "kind"], "x.tar goes into the engine; what goes into a cluster is the agent's image, without a file"),
         (["--to", "kind", "--command", "cat"], "--to and --command are two ways to one cluster: name one of them"),
+        (["--command", " "], "--command is empty"),
     ],
 )
 def test_images_load_into_two_places_at_once_is_refused(words: list[str], said: str) -> None:
@@ -335,6 +336,18 @@ def test_images_load_into_two_places_at_once_is_refused(words: list[str], said: 
     ran = mbridge("images", "load", *words)
     assert (ran.code, ran.wiring.asked) == (2, [])
     assert f"mbridge: error: {said}\n" in ran.err
+
+
+@pytest.mark.parametrize("name", ["BAD NAME", "reg/x:1", "reg/Team", "https://reg/x", ""])
+def test_images_push_to_what_is_no_repository_is_refused_before_anything_is_built(name: str) -> None:
+    ran = mbridge("images", "push", name)
+    assert ran.code == 2
+    assert f"mbridge: error: {name!r} is no repository: HOST/PATH in lower case, without a tag\n" in ran.err
+
+
+@pytest.mark.parametrize("name", ["mbridge", "reg:5000/x", "Reg.example/team/mbridge_x"])
+def test_images_push_to_a_repository(name: str) -> None:
+    assert mbridge("images", "push", name, "agent").out == f"{name}-agent:1\n"
 
 
 def test_images_prune_says_what_went_and_what_would_go() -> None:
