@@ -1,10 +1,8 @@
-"""K1, K16, K19: what can be named as a target, and what is said when it cannot serve."""
+"""K1, K19: what can be named as a target, and what is said when it cannot serve."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from bridge.adapters.kube.api import Api
 from bridge.cli.kube_doctor import targets
 from bridge.errors import ClusterError, TargetNotFound
 from bridge.model.facts import TargetFound
-from tests.cluster.kube import Cluster, Namespace, container, ended, pod_spec, service, workload
+from tests.cluster.kube import Namespace, container, ended, pod_spec, service, workload
 
 
 def found(namespace: Namespace, target: str, **wish: str) -> TargetFound:
@@ -134,59 +132,3 @@ def test_K19_a_sidecar_is_a_container_that_can_be_named(namespace: Namespace) ->
     namespace.workload(pod={"initContainers": [first, side]})
     assert found(namespace, "deploy/web", container="side").where
     assert "no container 'first'" in refused(namespace, "deploy/web", container="first").message
-
-
-def config(cluster: Cluster, **changes: str) -> dict[str, object]:
-    value = json.loads(cluster.kubeconfig.read_text())
-    value["clusters"][0]["cluster"].update(changes)
-    return value
-
-
-def test_K16_an_api_server_that_is_away_is_named_within_five_seconds(namespace: Namespace, tmp_path: Path) -> None:
-    for server, cause in (("https://127.0.0.1:1", "connection refused"), ("https://10.255.255.1:6443", "")):
-        file = tmp_path / "config"
-        file.write_text(json.dumps(config(namespace.cluster, server=server)))
-        began = time.monotonic()
-        with pytest.raises(ClusterError, match=f"unable to connect to the server {server}.*{cause}"):
-            found(namespace, "deploy/web", kubeconfig=str(file))
-        assert time.monotonic() - began < 5.5
-
-
-def test_K16_a_foreign_certificate_authority_is_named(namespace: Namespace, tmp_path: Path) -> None:
-    import subprocess
-
-    ca = tmp_path / "ca.crt"
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", tmp_path / "k", "-out", ca, "-subj", "/CN=x"],
-                   check=True, capture_output=True)  # fmt: skip
-    file = tmp_path / "config"
-    file.write_text(json.dumps(config(namespace.cluster, **{"certificate-authority": str(ca)})))
-    with pytest.raises(ClusterError, match=r"tls: .*certificate"):
-        found(namespace, "deploy/web", kubeconfig=str(file))
-
-
-def test_K16_a_token_that_is_not_accepted_is_told_with_its_user(namespace: Namespace, tmp_path: Path) -> None:
-    value = config(namespace.cluster)
-    value["users"] = [{"name": "admin", "user": {"token": "nonsense"}}]
-    file = tmp_path / "config"
-    file.write_text(json.dumps(value))
-    with pytest.raises(ClusterError, match=r"Unauthorized.*user 'admin'"):
-        found(namespace, "deploy/web", kubeconfig=str(file))
-
-
-def test_K12_an_exec_plugin_is_asked_again_when_its_token_has_expired(namespace: Namespace, tmp_path: Path) -> None:
-    namespace.workload()
-    namespace.kubectl("create", "rolebinding", "view", "--clusterrole=view", f"--serviceaccount={namespace.name}:default")
-    token = namespace.kubectl("create", "token", "default").strip()
-    plugin, counter = tmp_path / "plugin", tmp_path / "count"
-    status = {"kind": "ExecCredential", "apiVersion": "client.authentication.k8s.io/v1", "status": {"token": "expired"}}
-    good = json.dumps(status | {"status": {"token": token}})
-    plugin.write_text(f"#!/bin/sh\necho x >>{counter}\n"
-                      f"if [ $(wc -l <{counter}) = 1 ]; then echo '{json.dumps(status)}'; else echo '{good}'; fi\n")  # fmt: skip
-    plugin.chmod(0o755)
-    value = config(namespace.cluster)
-    user = {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "./plugin", "interactiveMode": "Never"}}
-    value["users"] = [{"name": "admin", "user": user}]
-    file = tmp_path / "config"
-    file.write_text(json.dumps(value))
-    assert found(namespace, "deploy/web", kubeconfig=str(file)).where
-    assert counter.read_text().count("x") == 2

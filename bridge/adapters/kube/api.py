@@ -18,16 +18,15 @@ import os
 import re
 import ssl
 import time
-import urllib.request
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
 
 from bridge.adapters.kube.credentials import Credentials, certificate_expiry
 from bridge.adapters.kube.kubeconfig import Access
+from bridge.adapters.kube.proxies import proxy_of
 from bridge.errors import ClusterError, Forbidden
 
 CONNECT_LIMIT_S = 4.0
@@ -64,7 +63,8 @@ class Api:
         self.count = 0
         self._credentials = Credentials(access)
         self._session: aiohttp.ClientSession | None = None
-        self._proxy = _proxy(access)
+        self._proxy = proxy_of(access, os.environ)
+        self._proxy_url = self._proxy.url if self._proxy else None
 
     async def __aenter__(self) -> Api:
         return self
@@ -111,7 +111,7 @@ class Api:
             try:
                 self.count += 1
                 return await asyncio.wait_for(self._open().ws_connect(
-                    self._url(path, query), protocols=protocols, headers=await self._headers(), ssl=self._tls(), proxy=self._proxy,
+                    self._url(path, query), protocols=protocols, headers=await self._headers(), ssl=self._tls(), proxy=self._proxy_url,
                     server_hostname=self.access.tls_server_name, max_msg_size=0, compress=0, heartbeat=30), ANSWER_LIMIT_S + 1)  # fmt: skip
             except aiohttp.WSServerHandshakeError as error:
                 if error.status == 401 and not last and self._credentials.renewable():
@@ -134,7 +134,7 @@ class Api:
             timeout = aiohttp.ClientTimeout(total=ANSWER_LIMIT_S + 1, connect=CONNECT_LIMIT_S)
             try:
                 answer = await self._open().request(
-                    "GET", self._url(path, query), headers=headers, ssl=self._tls(), proxy=self._proxy, timeout=timeout,
+                    "GET", self._url(path, query), headers=headers, ssl=self._tls(), proxy=self._proxy_url, timeout=timeout,
                     server_hostname=self.access.tls_server_name, allow_redirects=False, read_until_eof=False)  # fmt: skip
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 raise self._unreachable(error) from error
@@ -162,7 +162,7 @@ class Api:
             timeout = aiohttp.ClientTimeout(total=limit_s, connect=CONNECT_LIMIT_S)
             try:
                 answer = await self._open().request(
-                    method, self._url(path, query), data=data, headers=headers, ssl=self._tls(), proxy=self._proxy, timeout=timeout,
+                    method, self._url(path, query), data=data, headers=headers, ssl=self._tls(), proxy=self._proxy_url, timeout=timeout,
                     server_hostname=self.access.tls_server_name, allow_redirects=False)  # fmt: skip
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 raise self._unreachable(error) from error
@@ -221,8 +221,18 @@ class Api:
         return ClusterError(said, hint=f"kubectl --context {access.context} auth whoami")
 
     def _unreachable(self, error: BaseException) -> Unreachable:
-        return Unreachable(f"unable to connect to the server {self.access.server}: {_cause(error)}",
-                           hint=f"kubectl --context {self.access.context} cluster-info")  # fmt: skip
+        server, cause = self.access.server, _cause(error)
+        if self._proxy is None:
+            return Unreachable(f"unable to connect to the server {server}: {cause}",
+                               hint=f"kubectl --context {self.access.context} cluster-info")  # fmt: skip
+        hint = f"the proxy is {self._proxy.source}"
+        if isinstance(error, aiohttp.ClientProxyConnectionError):
+            said = f"unable to connect to the proxy {self._proxy}, on the way to the server {server}: {cause}"
+        elif isinstance(error, aiohttp.ClientHttpProxyError):
+            said = f"the proxy {self._proxy} does not connect to the server {server}: {error.status} {error.message}"
+        else:
+            said = f"unable to connect to the server {server} through the proxy {self._proxy}: {cause}"
+        return Unreachable(said, hint=hint)
 
 
 def _cause(error: BaseException) -> str:
@@ -238,14 +248,3 @@ def _cause(error: BaseException) -> str:
         text = error.strerror if not error.strerror.startswith("Connect call failed") else os.strerror(error.errno or 0)
         return text[:1].lower() + text[1:]
     return str(error) or type(error).__name__
-
-
-def _proxy(access: Access) -> str | None:
-    """`proxy-url`, else the environment's HTTPS_PROXY and NO_PROXY, as client-go does."""
-    parts = urlsplit(access.server)
-    proxy = access.proxy_url
-    if proxy is None and not urllib.request.proxy_bypass(parts.hostname or ""):
-        proxy = urllib.request.getproxies().get(parts.scheme)
-    if proxy and not proxy.startswith(("http://", "https://")):
-        raise ClusterError(f"proxy-url {proxy}: only http and https proxies are known", hint="name an HTTP proxy in the kubeconfig")
-    return proxy
