@@ -25,7 +25,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -55,6 +55,7 @@ log = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, sessions.END)
 _WARN_AFTER_S = 0.5  # a carrier that makes way for a better one is no news
+_SLOW_START_S = 3.0  # a first link that takes longer is told, with its reason
 _LINK_STATES = {"connected": "up", "connecting": "connecting", "reconnecting": "connecting", "failed": "down"}
 
 
@@ -116,6 +117,7 @@ class _Hosting:
         self._main: asyncio.Task[int] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._warning: asyncio.TimerHandle | None = None
+        self._waits: Callable[[str], None] | None = None  # for the first link: says why
         self._status = SessionStatus(
             folder.id,
             str(wish.target),
@@ -216,7 +218,8 @@ class _Hosting:
         async with _first_error() as group:
             serve = group.create_task(serving.run(), name="serving")
             with self._ui.step("link") as step:
-                ready = await serving.ready
+                with self._waiting(step.now):
+                    ready = await serving.ready
                 step.done(f"{', '.join(ready.facts.addresses) or 'no address'} of {ready.facts.hostname}")
             for warning in getattr(self._place, "warnings", ()):  # what this kind of place does with less than was asked
                 self._ui.warn(warning)
@@ -282,11 +285,28 @@ class _Hosting:
                 self._status, link=link, warnings=status.warnings, holder=status.holder, flows=status.flows,
             )  # fmt: skip
         up_now = self._status.link.state == "up" and trouble is None
+        why = trouble or (status.link.why if status is not None else None)
         if self._status.state in (State.READY, State.RECONNECTING):
-            why = trouble or (status.link.why if status is not None else None)
             self._tell_state(State.READY if up_now else State.RECONNECTING, None if up_now else why)
         else:
             self._folder.write_status(self._status)
+            if self._waits is not None and why is not None:
+                self._waits(f"{why}; trying again")
+                if self._warning is None:
+                    said = f"no link yet ({why}); trying again until you end it"
+                    self._warning = asyncio.get_running_loop().call_later(_SLOW_START_S, self._ui.warn, said)
+
+    @contextlib.contextmanager
+    def _waiting(self, say: Callable[[str], None]) -> Iterator[None]:
+        """For the first link: what keeps it from coming up is said by `say` at once, and in a line after a while."""
+        self._waits = say
+        try:
+            yield
+        finally:
+            self._waits = None
+            if self._warning is not None:
+                self._warning.cancel()
+                self._warning = None
 
     def _tell_state(self, state: State, why: str | None = None) -> None:
         before = self._status.state

@@ -25,7 +25,7 @@ from bridge.adapters.docker.engine import Engine
 from bridge.adapters.hostdoor import ExecDoor, HostDoor, Joined, SocketDoor
 from bridge.engine.needs import Place
 from bridge.engine.up import World, untorn
-from bridge.errors import AgentFailed, BridgeError, HostError, HostKeyMismatch, LinkLost, ProtocolError, VersionMismatch
+from bridge.errors import AgentFailed, BridgeError, Forbidden, HostError, HostKeyMismatch, LinkLost, ProtocolError, VersionMismatch
 from bridge.model.facts import AgentIdentity, BridgeConfig
 from bridge.model.plan import Container, Start
 from bridge.protocol import door as wire
@@ -185,7 +185,7 @@ class Serving:
             return
         except HostKeyMismatch:  # someone in the target speaks in the agent's place: nothing of this session may go on
             raise
-        except VersionMismatch as exc:  # of the agent that was asked for: no attempt will find another
+        except (Forbidden, VersionMismatch) as exc:  # a start need not try again; a session that has begun may see that mended
             if not self.ready.done():
                 raise
             why = exc.message

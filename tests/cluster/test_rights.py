@@ -14,7 +14,7 @@ from bridge.errors import BridgeError, Forbidden
 from bridge.model.rights import Right, needed, role
 from bridge.model.target import parse_target
 from bridge.model.wish import AppWish, SessionWish
-from tests.cluster.kube import PUBLIC_KEY, Namespace, bridged, ended
+from tests.cluster.kube import PUBLIC_KEY, TARGET_IMAGE, Namespace, bridged, ended
 from tests.lab.boxes import Cli
 
 TARGET = "deploy/web"
@@ -91,21 +91,29 @@ def test_K06_each_needed_verb_that_is_taken_away_is_named_by_the_error_and_by_do
 
 @pytest.mark.parametrize("verbs", [("get",), ("create",), ("get", "create")], ids="+".join)
 def test_K23_port_forward_with_only_get_only_create_or_both(namespace: Namespace, tmp_path: Path, verbs: tuple[str, ...]) -> None:
-    """A WebSocket is a GET: servers up to 1.34 ask for get, later ones for create. What lacks is named as the server names it."""
+    """A WebSocket is a GET: every server asks for get, from 1.35 on for create too. What lacks is named as the server names it."""
     namespace.workload()
     rights = tuple(r for r in NEEDED if r.resource != "pods/exec" and (r.resource != "pods/portforward" or r.verb in verbs))
     kubeconfig = user_with(namespace, rights, tmp_path)
-    refused: Forbidden | None = None
-    try:
-        whole_start(namespace, kubeconfig, via="port-forward")
-    except Forbidden as error:
-        refused = error
-    if refused is None:
-        assert "get" in verbs or verbs == ("create",)
+    server = json.loads(namespace.kubectl("version", "-o", "json"))["serverVersion"]
+    asked_for = {"get"} if int(server["minor"].rstrip("+")) < 35 else {"get", "create"}
+    if lacking := asked_for - set(verbs):
+        with pytest.raises(Forbidden) as caught:
+            whole_start(namespace, kubeconfig, via="port-forward")
+        assert (caught.value.resource, {caught.value.verb}) == ("pods/portforward", lacking)
     else:
-        assert len(verbs) == 1, "both together are enough for every server"
-        assert refused.resource == "pods/portforward"
-        assert refused.verb not in verbs
+        assert whole_start(namespace, kubeconfig, via="port-forward")[0]
+
+
+def test_K23_without_any_way_to_the_agent_a_start_ends_with_the_verb_that_lacks(namespace: Namespace, tmp_path: Path) -> None:
+    namespace.workload()
+    kubeconfig = user_with(namespace, tuple(r for r in NEEDED if r.resource not in ("pods/exec", "pods/portforward")), tmp_path)
+    options = ("--kubeconfig", kubeconfig, "-n", namespace.name)
+    done = namespace.cli.run("run", *options, TARGET, TARGET_IMAGE, "true", limit_s=30)
+    assert done.returncode == 125
+    assert f"mbridge: error: not allowed to get pods/portforward in namespace '{namespace.name}'" in done.stderr
+    assert "mbridge: hint: " in done.stderr
+    assert namespace.cli.status() == []
 
 
 def test_K23_exec_takes_over_where_port_forward_is_forbidden(namespace: Namespace, tmp_path: Path) -> None:

@@ -144,13 +144,14 @@ class Quiet:
 
     def __init__(self) -> None:
         self.told: list[str] = []
+        self.under_way: list[str] = []
 
     @contextlib.contextmanager
     def step(self, what: str) -> Iterator[Quiet]:
         yield self
 
     def now(self, text: str) -> None:
-        pass
+        self.under_way.append(text)
 
     def done(self, text: str) -> None:
         self.told.append(text)

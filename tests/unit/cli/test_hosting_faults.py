@@ -11,8 +11,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from bridge.adapters.docker.engine import Engine
+from bridge.cli import hosting
 from bridge.engine.needs import TargetChange
-from bridge.errors import AgentFailed, BridgeError, HostError, HostKeyMismatch
+from bridge.errors import AgentFailed, BridgeError, Forbidden, HostError, HostKeyMismatch, VersionMismatch
 from bridge.model.session import State
 from bridge.protocol import door as wire
 from tests.unit.cli.hosted import Play, World
@@ -93,6 +94,45 @@ def test_a_target_that_stops_is_waited_for_and_gets_a_new_agent_when_it_is_back(
             world.bridge.say(wire.Status(wire.LinkStatus("connected", 0.0, "direct")))
             await world.until(lambda: world.status().state is State.READY)
             assert world.container("app").starts == 1
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("error", [Forbidden("create", "pods/portforward", "shop"), VersionMismatch("the agent speaks 2, this side 1")])
+def test_a_start_ends_with_what_no_other_attempt_can_help_and_a_session_lives_on(play: Play, error: BridgeError) -> None:
+    async def scenario(world: World) -> None:
+        world.bridge.may_be_ready.clear()
+        world.place.dials = [error]
+        async with asyncio.TaskGroup() as group:
+            failing = group.create_task(_error_of(world))
+            await world.until(lambda: bool(world.bridge.configs))
+            world.bridge.say(wire.Dial(1))
+            assert await failing is error
+        world.assert_nothing_is_left()
+        world.bridge.may_be_ready.set()
+        async with _up(world):
+            world.place.dials = [error]
+            world.bridge.say(wire.Dial(2))
+            assert await world.bridge.hears(wire.CarrierFailed) == wire.CarrierFailed(2, error.message)
+
+    play(scenario)
+
+
+def test_a_first_link_that_takes_its_time_is_told_with_the_reason(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosting, "_SLOW_START_S", 0.01)
+
+    async def scenario(world: World) -> None:
+        world.bridge.may_be_ready.clear()
+        async with asyncio.TaskGroup() as group:
+            hosted = group.create_task(world.host(signals_end_it=True))
+            await world.until(lambda: bool(world.bridge.configs))
+            world.bridge.say(wire.Status(wire.LinkStatus("connecting", 0.0, None, "port-forward: a proxy is in the way")))
+            await world.until(lambda: "no link yet (port-forward: a proxy is in the way); trying again until you end it" in world.ui.told)
+            assert "port-forward: a proxy is in the way; trying again" in world.ui.under_way
+            world.bridge.may_be_ready.set()
+            await world.started.wait()
+            os.kill(os.getpid(), signal.SIGTERM)
+            await hosted
 
     play(scenario)
 
