@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 import bridge
+from bridge.cli.looking import Where
 from bridge.cli.main import Caller
 from bridge.cli.options import Command, common, docker_context_option
 from bridge.errors import BridgeError, HostError
@@ -70,7 +71,7 @@ def collect(caller: Caller, docker_context: str | None) -> dict[str, str]:
     members = {
         "version.txt": f"mbridge {bridge.__version__}\nPython {platform.python_version()}\n{platform.platform()}\n",
         "doctor.json": attempt(
-            lambda: json.dumps([asdict(one) for one in caller.wiring.checks(None, docker_context, caller.ui)], indent=1)
+            lambda: json.dumps([asdict(one) for one in caller.wiring.checks(None, Where(docker_context), caller.ui)], indent=1)
         ),
         "status.json": attempt(lambda: json.dumps([one.to_json() for one in caller.wiring.sessions()], indent=1)),
         "config.json": attempt(config),

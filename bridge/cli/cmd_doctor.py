@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bridge.cli.looking import Where
 from bridge.cli.main import Caller
 from bridge.cli.options import Command, agent_options, common, config_option, json_option, stacked, target_argument, where_options
 from bridge.cli.ui import printable
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 EXAMPLES = """\
   mbridge doctor                       this machine and its engine
   mbridge doctor docker/shop-api       and whether that can be a target
+  mbridge doctor deploy/orders -n shop    and whether you may do in that namespace what it needs
   mbridge doctor deploy/orders -n shop --role | kubectl apply -f -      the rights that it needs
+  mbridge doctor -n shop               the same for targets of any kind
   mbridge doctor --json                for programs and bug reports
 """
 EXIT_LACKS = 3
@@ -45,17 +48,23 @@ class Check:
 @common
 @click.pass_obj
 def command(caller: Caller, /, target: str | None, role: bool, as_json: bool, config_file: str | None, **options: Any) -> int:
-    """Check the engine, the kernel's features, the rights of this user and, where named, TARGET.
+    """Check the engine, the kernel's features and, where named, TARGET and this user's rights in its namespace.
 
     Nothing is changed: what is tried is tried in a throwaway container. Exit code 3 where something needed is missing.
     """
     from bridge.cli import settings
 
     wish = settings.target_wish(caller.environ, config_file, target, options) if target else None
+    if wish is not None:
+        where = Where(wish.docker_context, wish.namespace, wish.context, wish.kubeconfig)
+    elif role or any(options[name] for name in ("namespace", "context", "kubeconfig")):
+        where = settings.where(caller.environ, options)
+    else:  # of the machine alone: a file that cannot be read, and `config check` tells of, keeps nobody from it
+        where = Where(options["docker_context"])
     if role:
-        return _role(caller, wish, settings.where(caller.environ, options).namespace)
+        return _role(caller, wish, where)
     checks: list[Check] = []
-    for check in caller.wiring.checks(wish, options["docker_context"], caller.ui):
+    for check in caller.wiring.checks(wish, where, caller.ui):
         checks.append(check)
         if not as_json:
             caller.ui.say(_line(caller, check))
@@ -67,7 +76,7 @@ def command(caller: Caller, /, target: str | None, role: bool, as_json: bool, co
     return EXIT_LACKS if bad else 0
 
 
-def _role(caller: Caller, wish: SessionWish | None, namespace: str | None) -> int:
+def _role(caller: Caller, wish: SessionWish | None, where: Where) -> int:
     from bridge.errors import SpecError
     from bridge.model import rights
     from bridge.model.target import ComposeTarget, DockerTarget
@@ -75,7 +84,9 @@ def _role(caller: Caller, wish: SessionWish | None, namespace: str | None) -> in
     if wish and isinstance(wish.target, DockerTarget | ComposeTarget):
         raise SpecError(f"{wish.target} needs no Role: it is not in a cluster", hint=f"mbridge doctor {wish.target}")
     wanted = rights.needed(wish.target, wish.agent_kind) if wish else rights.needed(None)
-    caller.ui.say(rights.role(wanted, namespace or "default"))
+    namespace = caller.wiring.namespace(where)
+    caller.ui.say(rights.role(wanted, namespace))
+    caller.ui.note(f"to give it: kubectl create rolebinding mbridge --role=mbridge --user=NAME -n {namespace}")
     return 0
 
 

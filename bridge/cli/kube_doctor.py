@@ -1,7 +1,7 @@
 """The cluster's half of `mbridge doctor` and `mbridge ls`: may this user do what mbridge asks for, and what can be a target?
 
 Theory of operation: the API server itself is asked (SelfSubjectAccessReview), for each right of model/rights.py, all at once.
-Nothing is changed. `ls` lists what it may; a kind that may not be listed is left out and named.
+Nothing is changed. `ls` lists what it may; kinds that may not be listed are left out and named.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from bridge.adapters.kube import headroom, kubeconfig
 from bridge.adapters.kube.api import Api, Missing
 from bridge.adapters.kube.carriers import Carriers
 from bridge.adapters.kube.targets import Finder, is_ready, path_of, pod_state
 from bridge.cli.cmd_doctor import Check
-from bridge.cli.looking import Listed
-from bridge.errors import BridgeError, Forbidden
+from bridge.cli.looking import Listed, Where
+from bridge.errors import BridgeError, ClusterError, Forbidden, TargetNotFound
 from bridge.model import rights
 from bridge.model.rights import Right
-from bridge.model.target import KUBE_KINDS, KubeTarget, Target
+from bridge.model.target import KUBE_KINDS, KubeTarget
 from bridge.model.wish import SessionWish
 
 Json = dict[str, Any]
@@ -42,30 +43,44 @@ async def may(api: Api, namespace: str, right: Right) -> bool:
     return bool(answer.get("status", {}).get("allowed"))
 
 
-async def cluster_checks(wish: SessionWish) -> AsyncIterator[Check]:
-    """API server, target and rights; ends where the next look would have no sense."""
+async def cluster_checks(where: Where, wish: SessionWish | None) -> AsyncIterator[Check]:
+    """API server, namespace, rights and, with a wish, its target; ends where the next look would have no sense."""
     try:
-        api = open_api(wish.kubeconfig, wish.context)
+        api = open_api(where.kubeconfig, where.context)
     except BridgeError as error:
         yield Check("kubeconfig", False, error.message, error.hint)
         return
     async with api:
-        namespace = wish.namespace or api.access.namespace
+        namespace = where.namespace or api.access.namespace
         try:
             version = await api.get("/version")
         except BridgeError as error:
             yield Check("cluster", False, error.message, error.hint)
             return
         yield Check("cluster", True, f"Kubernetes {version.get('gitVersion', '?')} at {api.access.server}, context {api.access.context}")
-        async for check in _rights(api, namespace, wish.target, wish.agent_kind):
+        if absent := await _absent(api, namespace):
+            yield Check("namespace", False, absent.message, absent.hint)
+            return
+        async for check in _rights(api, namespace, wish):
             yield check
-        if isinstance(wish.target, KubeTarget):
+        if wish is not None and isinstance(wish.target, KubeTarget):
             async for check in _target(api, namespace, wish.target, wish):
                 yield check
 
 
-async def _rights(api: Api, namespace: str, target: Target, agent_kind: str) -> AsyncIterator[Check]:
-    wanted = rights.needed(target, agent_kind)
+async def _absent(api: Api, namespace: str) -> TargetNotFound | None:
+    """What to say of a namespace that is not there; whoever may not look at it is told nothing, since it may be there."""
+    try:
+        await api.get(f"/api/v1/namespaces/{quote(namespace, safe='')}")
+    except Missing:
+        return TargetNotFound(f"namespace '{namespace}' does not exist", hint="kubectl get namespaces lists them; -n NAME names one")
+    except ClusterError:
+        pass
+    return None
+
+
+async def _rights(api: Api, namespace: str, wish: SessionWish | None) -> AsyncIterator[Check]:
+    wanted = rights.needed(wish.target, wish.agent_kind) if wish else rights.needed(None)
     try:
         answers = await asyncio.gather(*(may(api, namespace, right) for right in wanted))
     except BridgeError as error:
@@ -74,7 +89,8 @@ async def _rights(api: Api, namespace: str, target: Target, agent_kind: str) -> 
     lacking = [right for right, allowed in zip(wanted, answers, strict=True) if not allowed]
     needed = [right for right in lacking if right.without is None]
     if needed:
-        hint = "mbridge doctor --role prints the Role to ask an administrator for"
+        target = f" {wish.target}" if wish else ""
+        hint = f"mbridge doctor{target} -n {namespace} --role prints the Role to ask an administrator for"
         yield Check("rights", False, f"not allowed in namespace '{namespace}': {', '.join(map(str, needed))}", hint)
     else:
         yield Check("rights", True, f"all that is needed in namespace '{namespace}'")
@@ -103,25 +119,44 @@ async def _target(api: Api, namespace: str, target: KubeTarget, wish: SessionWis
                     "raise the limit, or --agent pod")  # fmt: skip
 
 
-async def targets(api: Api, namespace: str, kind: str | None) -> list[Listed]:
-    """Pods and workloads that can be targets here. Raises Forbidden when the one kind that was asked for may not be listed."""
-    refused: BridgeError | None = None
+async def targets(api: Api, namespace: str, kind: str | None, note: Callable[[str], None] = lambda _: None) -> list[Listed]:
+    """Pods and workloads that can be targets here; `note` hears which kinds may not be listed.
+
+    Raises Forbidden where none may, ClusterError for a kind that this cluster does not know, TargetNotFound for no such namespace.
+    """
+    kinds = [kind] if kind else [*KUBE_KINDS]
+    answers = await asyncio.gather(*(_items(api, namespace, one) for one in kinds))
     found: list[Listed] = []
-    for one in [kind] if kind else [*KUBE_KINDS]:
-        try:
-            items = (await api.get(path_of(one, namespace)))["items"]
-        except Missing:
-            continue  # its CRD is not installed
-        except Forbidden as error:
-            refused = error
-            continue
-        if one == "pod":
-            found += [_listed(f"pod/{_name(pod)}", pod, is_ready(pod)) for pod in items]
+    refused: dict[str, Forbidden] = {}
+    for one, items in zip(kinds, answers, strict=True):
+        if isinstance(items, Forbidden):
+            refused[one] = items
+        elif items is None and kind:
+            plural = path_of(one, namespace).rpartition("/")[2]
+            raise ClusterError(f"this cluster knows no {plural}", hint="kubectl api-resources lists what it knows")
+        elif one == "pod":
+            found += [_listed(f"pod/{_name(pod)}", pod, is_ready(pod)) for pod in items or ()]
         else:  # a ReplicaSet of a Deployment, a Job of a CronJob: their owner is listed
-            found += [_workload(one, item) for item in items if not item["metadata"].get("ownerReferences")]
-    if refused is not None and not found:
-        raise refused
+            found += [_workload(one, item) for item in items or () if not item["metadata"].get("ownerReferences")]
+    if len(refused) == len(kinds):
+        raise refused[kinds[0]]
+    if not found and (absent := await _absent(api, namespace)):
+        raise absent
+    refused.pop("rollout", None)  # its CRD is rarely there, and then it is refused all the same
+    if refused:
+        note(f"left out, since you may not list them in namespace '{namespace}': {', '.join(refused)}")
     return found
+
+
+async def _items(api: Api, namespace: str, kind: str) -> list[Json] | Forbidden | None:
+    """None: its CRD is not installed."""
+    try:
+        items: list[Json] = (await api.get(path_of(kind, namespace)))["items"]
+    except Missing:
+        return None
+    except Forbidden as error:
+        return error
+    return items
 
 
 def _listed(target: str, pod: Json, ready: bool) -> Listed:

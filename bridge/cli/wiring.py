@@ -158,14 +158,15 @@ class Wiring:
         """Of one kind, or of all that can be looked at: then a missing engine or cluster is a warning, where the other is there."""
         return asyncio.run(_targets(kind, where, ui, self._engine(where.docker_context)))
 
-    def checks(self, wish: SessionWish | None, docker_context: str | None, ui: Ui) -> Iterator[Check]:
+    def checks(self, wish: SessionWish | None, where: Where, ui: Ui) -> Iterator[Check]:
+        """Of this machine and its engine; of the wish's target, and of the cluster where it, or `where`, names one."""
         from bridge.cli import checks, places, sessions
         from bridge.model.target import ComposeTarget, DockerTarget
 
         async def look() -> AsyncIterator[Check]:
             for check in checks.host_checks(sessions.root()):
                 yield check
-            engine, reached = self._engine(docker_context), False
+            engine, reached = self._engine(where.docker_context), False
             async for check in checks.engine_checks(engine):
                 reached = reached or (check.name == "engine" and check.good is True)
                 yield check
@@ -176,17 +177,30 @@ class Wiring:
             name = await asyncio.to_thread(images.tag, "bridge")
             async for check in checks.kernel(engine, name, await engine.image(name) is not None):
                 yield check
-            if wish is not None:
-                if isinstance(wish.target, DockerTarget | ComposeTarget):
-                    found = checks.target_checks(places.place_of(wish))
-                else:
-                    from bridge.cli import kube_doctor
+            if wish is not None and isinstance(wish.target, DockerTarget | ComposeTarget):
+                async for check in checks.target_checks(places.place_of(wish)):
+                    yield check
+            elif wish is not None or where.namespace or where.context or where.kubeconfig:
+                from bridge.cli import kube_doctor
 
-                    found = kube_doctor.cluster_checks(wish)
-                async for check in found:
+                async for check in kube_doctor.cluster_checks(where, wish):
                     yield check
 
         yield from _one_by_one(look())
+
+    def namespace(self, where: Where) -> str:
+        """The one that is meant where none is named: the kubeconfig's context has one."""
+        from bridge.adapters.kube import kubeconfig
+        from bridge.errors import ClusterError
+
+        if where.namespace:
+            return where.namespace
+        try:
+            return kubeconfig.load(where.kubeconfig, where.context, os.environ, Path.home()).namespace
+        except ClusterError:
+            if where.kubeconfig or where.context:
+                raise
+            return "default"
 
     def environ(self, wish: SessionWish, ui: Ui) -> bytes:
         """The target process's environment, as proc(5) has it."""
@@ -318,7 +332,7 @@ async def _targets(kind: str | None, where: Where, ui: Ui, engine: Engine) -> li
 
         try:
             async with kube_doctor.open_api(where.kubeconfig, where.context) as api:
-                listed += await kube_doctor.targets(api, where.namespace or api.access.namespace, kind)
+                listed += await kube_doctor.targets(api, where.namespace or api.access.namespace, kind, ui.note)
         except BridgeError as error:
             failures.append(error)
     if failures and not listed:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bridge.cli.kube_doctor import cluster_checks
+from bridge.cli.looking import Where
 from bridge.errors import BridgeError, Forbidden
 from bridge.model.rights import Right, needed, role
 from bridge.model.target import parse_target
@@ -52,7 +53,8 @@ def doctor(namespace: Namespace, kubeconfig: str) -> str:
     wish = SessionWish(parse_target(TARGET), AppWish("none"), namespace=namespace.name, kubeconfig=kubeconfig)
 
     async def look() -> str:
-        return "; ".join([check.what async for check in cluster_checks(wish) if check.good is not True])
+        where = Where(namespace=namespace.name, kubeconfig=kubeconfig)
+        return "; ".join([check.what async for check in cluster_checks(where, wish) if check.good is not True])
 
     return asyncio.run(look())
 
@@ -148,3 +150,39 @@ def test_K06_logs_without_the_right_to_read_them_names_it_and_shows_the_other_pa
     assert "bridge | " in shown.stdout
     assert f"mbridge: error: not allowed to get pods/log in namespace '{namespace.name}'" in shown.stderr
     assert f"mbridge: hint: kubectl auth can-i get pods --subresource=log -n {namespace.name}" in shown.stderr
+
+
+def test_K01_ls_leaves_out_and_names_what_may_not_be_listed(namespace: Namespace, tmp_path: Path) -> None:
+    namespace.workload()
+    listing = (Right("list", "pods", "run"), Right("list", "deployments", "run", "apps"))
+    cli = Cli(namespace.state, {"KUBECONFIG": user_with(namespace, listing, tmp_path)})
+    all_kinds = cli.run("ls", "-n", namespace.name)
+    assert all_kinds.returncode == 0
+    assert "deploy/web" in all_kinds.stdout
+    left_out = f"left out, since you may not list them in namespace '{namespace.name}': sts, ds, rs, job, cronjob, svc\n"
+    assert left_out in all_kinds.stderr
+    one = cli.run("ls", "statefulsets", "-n", namespace.name)
+    assert one.returncode == 4
+    assert f"mbridge: error: not allowed to list statefulsets in namespace '{namespace.name}'" in one.stderr
+
+
+def test_K16_a_namespace_that_does_not_exist_is_told_by_ls_and_doctor(namespace: Namespace) -> None:
+    said = "namespace 'mb-nowhere' does not exist"
+    listed = namespace.cli.run("ls", "deploy", "-n", "mb-nowhere")
+    assert (listed.returncode, listed.stdout) == (4, "")
+    assert f"mbridge: error: {said}\nmbridge: hint: kubectl get namespaces" in listed.stderr
+    looked = namespace.cli.run("doctor", "deploy/web", "-n", "mb-nowhere")
+    assert looked.returncode == 3
+    assert f"✗ namespace   {said}" in looked.stdout
+    assert "rights" not in looked.stdout
+
+
+def test_K06_doctor_of_a_namespace_alone_looks_at_the_rights_for_any_kind_of_target(namespace: Namespace, tmp_path: Path) -> None:
+    cli = Cli(namespace.state, {"KUBECONFIG": user_with(namespace, NEEDED, tmp_path)})
+    looked = cli.run("doctor", "-n", namespace.name)
+    assert looked.returncode == 3
+    assert "get statefulsets" in looked.stdout
+    assert f"→ mbridge doctor -n {namespace.name} --role prints the Role" in looked.stdout
+    asked = cli.run("doctor", "-n", namespace.name, "--role")
+    namespace.kubectl("apply", "-f", "-", stdin=asked.stdout)
+    assert cli.run("doctor", "-n", namespace.name).returncode == 0

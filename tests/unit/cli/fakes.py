@@ -92,8 +92,12 @@ class FakeWiring:
             raise self.failure
         return [one for one in self.listed if kind is None or one.target.startswith(kind)]
 
-    def checks(self, wish: SessionWish | None, docker_context: str | None, ui: Ui) -> Iterator[Check]:
+    def checks(self, wish: SessionWish | None, where: Where, ui: Ui) -> Iterator[Check]:
+        self.asked.append(("checks", wish, where))
         yield from self.findings
+
+    def namespace(self, where: Where) -> str:
+        return where.namespace or "of-the-context"
 
     def environ(self, wish: SessionWish, ui: Ui) -> bytes:
         self.asked.append(("environ", wish))

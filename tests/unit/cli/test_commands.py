@@ -174,10 +174,42 @@ def test_doctor_prints_the_role_to_ask_for_and_looks_at_nothing() -> None:
     assert mbridge("doctor", "docker/x", "--role").code == 2
 
 
-def test_ls_of_an_unknown_kind_names_the_kinds() -> None:
-    ran = mbridge("ls", "dokcer")
+def test_doctor_names_the_kubeconfigs_namespace_in_the_role_where_none_is_given() -> None:
+    ran = mbridge("doctor", "deploy/orders", "--role")
+    assert "namespace: of-the-context}" in ran.out
+    assert "kubectl create rolebinding mbridge --role=mbridge --user=NAME -n of-the-context" in ran.err
+
+
+def test_doctor_looks_at_the_cluster_where_a_namespace_is_named_and_at_the_machine_alone_else() -> None:
+    Path("mbridge.yaml").write_text("namespace: [\n")
+    assert mbridge("doctor").wiring.asked == [("checks", None, Where())], "a file that cannot be read keeps nobody from it"
+    Path("mbridge.yaml").unlink()
+    assert mbridge("doctor", "-n", "shop").wiring.asked == [("checks", None, Where(namespace="shop"))]
+    ((_, wish, where),) = mbridge("doctor", "deploy/x", "-n", "shop", "--context", "prod").wiring.asked
+    assert (str(wish.target), where) == ("deploy/x", Where(None, "shop", "prod", None))
+
+
+@pytest.mark.parametrize(
+    ("word", "said", "hint"),
+    [
+        ("dokcer", "'dokcer' is no kind of target; did you mean docker?", "kinds are docker, compose, pod, deploy, "),
+        ("node", "'node' is no kind of target", "kinds are docker, compose, pod, deploy, "),
+        ("deploy/web", "'deploy/web' is a target, and ls lists all of a kind", "mbridge doctor deploy/web looks at one"),
+    ],
+)
+def test_ls_of_what_is_no_kind_says_what_one_is(word: str, said: str, hint: str) -> None:
+    ran = mbridge("ls", word)
     assert ran.code == 2
-    assert "'dokcer' is not one of 'docker', 'compose'" in ran.err
+    assert ran.err.startswith(f"mbridge: error: {said}\nmbridge: hint: {hint}")
+
+
+@pytest.mark.parametrize(
+    ("word", "kind"), [("deployments", "deploy"), ("Deployment", "deploy"), ("po", "pod"), ("cj", "cronjob"), ("svc", "svc")]
+)
+def test_ls_knows_kinds_by_kubectls_names_too(word: str, kind: str) -> None:
+    ran = mbridge("ls", word)
+    assert ran.wiring.asked == [("targets", kind, Where())]
+    assert f"no {kind} in this namespace" in ran.err
 
 
 def test_no_engine_ends_with_3_and_one_hint() -> None:
