@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 
+import pytest
+
 from bridge.adapters.docker.endpoint import find_endpoint
 from tests.lab.dockerlab import Lab
-from tests.unit.contracts.engine import check_engine
+from tests.unit.contracts.engine import CONTRACT, keep
 
 
-def test_the_engine_keeps_the_contract_of_engines(lab: Lab) -> None:
-    asyncio.run(check_engine(find_endpoint(None, os.environ), lab.lab_image))
+@pytest.mark.parametrize("check", CONTRACT)
+def test_the_engine_keeps_the_contract_of_engines(lab: Lab, check: str) -> None:
+    asyncio.run(keep(check, find_endpoint(None, os.environ), lab.lab_image))

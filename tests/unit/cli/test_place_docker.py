@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from bridge.errors import AgentFailed, BridgeError, HostKeyMismatch, LinkLost, T
 from bridge.model.facts import AgentIdentity
 from bridge.model.target import ComposeTarget, DockerTarget
 from bridge.protocol import preamble
-from tests.unit.fake_engine import Container, FakeEngine, forever
+from tests.unit.fake_engine import Container, FakeEngine, Say, forever
 
 AGENT_ID = "00112233445566ff"
 KEY = "ssh-ed25519 " + "A" * 68
@@ -168,12 +169,12 @@ def test_a_target_that_stops_is_gone_its_agent_ends_and_its_return_is_seen(tmp_p
     _run(tmp_path, scenario)
 
 
-async def _listening(answer: bytes) -> tuple[asyncio.Server, AgentIdentity]:
+async def _listening(answer: bytes, port: int = 0) -> tuple[asyncio.Server, AgentIdentity]:
     async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(answer)
         await writer.drain()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", port)
     return server, AgentIdentity(AGENT_ID, KEY, server.sockets[0].getsockname()[1], "mbridge-abcdef-agent", "127.0.0.1")
 
 
@@ -185,6 +186,57 @@ def test_a_direct_carrier_is_handed_on_past_the_agents_first_bytes(tmp_path: Pat
             with sock:
                 assert via == "direct"
                 assert await asyncio.get_running_loop().sock_recv(sock, 100) == b"frames"
+
+    _run(tmp_path, scenario)
+
+
+async def _exec_carrier(engine: FakeEngine, place: DockerPlace) -> tuple[socket.socket, AgentIdentity, Callable[[], Any]]:
+    """Dialled while nobody listens at the agent's address; the last is what starts to."""
+
+    async def door(command: list[str], stdin: asyncio.StreamReader, say: Say) -> None:
+        say(1, preamble.encode(AGENT_ID) + b"frames")
+        await stdin.read()
+
+    engine.commands["shop:1"] = door
+    await _target(engine, "mbridge-abcdef-agent")
+    server, agent = await _listening(preamble.encode(AGENT_ID))
+    server.close()
+    via, sock = await place.dial(agent, ())
+    assert via == "exec"
+    assert await asyncio.get_running_loop().sock_recv(sock, 100) == b"frames"
+    return sock, agent, lambda: _listening(preamble.encode(AGENT_ID), agent.port)
+
+
+def test_a_carrier_by_exec_makes_way_once_the_agent_can_be_dialled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place_docker, "_BETTER_S", (0.02,))
+
+    async def scenario(engine: FakeEngine) -> None:
+        place = _place(engine)
+        sock, agent, listen = await _exec_carrier(engine, place)
+        with sock:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await asyncio.get_running_loop().sock_recv(sock, 1)
+            server, _ = await listen()
+            async with server:
+                assert await asyncio.get_running_loop().sock_recv(sock, 1) == b"", "it has ended"
+                via, better = await place.dial(agent, ())
+                better.close()
+                assert via == "direct"
+
+    _run(tmp_path, scenario)
+
+
+def test_a_carrier_by_exec_that_was_asked_for_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place_docker, "_BETTER_S", (0.02,))
+
+    async def scenario(engine: FakeEngine) -> None:
+        sock, _, listen = await _exec_carrier(engine, _place(engine, via="exec"))
+        server, _ = await listen()
+        async with server:
+            with sock, pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await asyncio.get_running_loop().sock_recv(sock, 1)
 
     _run(tmp_path, scenario)
 

@@ -10,26 +10,42 @@ import pytest
 from bridge.adapters.docker.endpoint import Endpoint
 from bridge.adapters.docker.engine import Engine, split_image
 from bridge.errors import EngineUnavailable
-from tests.unit.contracts.engine import check_engine
-from tests.unit.fake_engine import Container, FakeEngine
+from tests.unit.contracts import engine as contract
+from tests.unit.fake_engine import Container, FakeEngine, Say
 
 
 async def _shell(container: Container) -> int:
-    """What the contract's two programs do."""
-    if "exit 7" in container.body["Cmd"][-1]:
-        container.output += [(1, b"out\n"), (2, b"err\n")]
-        return 7
-    await container.killed_by()
-    return 3
+    """What the contract's programs do."""
+    match container.body["Cmd"][-1]:
+        case contract.OUT_AND_ERR:
+            container.output += [(1, b"out\n"), (2, b"err\n")]
+            return 7
+        case contract.CAT:
+            container.output += [(1, await container.stdin.read()), (2, b"end\n")]
+            return 0
+    container.output.append((1, b"ready\n"))
+    while (signal := await container.killed_by()) != "KILL":
+        if container.body["Cmd"][-1] == contract.UNTIL_TERM:
+            return 3
+        container.killed.clear()
+    return 128 + {"KILL": 9}[signal]
 
 
-def test_the_fake_engine_keeps_the_contract_of_engines(tmp_path: Path) -> None:
-    async def check() -> None:
+async def _cat(command: list[str], stdin: asyncio.StreamReader, say: Say) -> None:
+    assert command == ["sh", "-c", contract.CAT]
+    say(1, await stdin.read())
+    say(2, b"end\n")
+
+
+@pytest.mark.parametrize("check", contract.CONTRACT)
+def test_the_fake_engine_keeps_the_contract_of_engines(tmp_path: Path, check: str) -> None:
+    async def keep() -> None:
         async with FakeEngine(tmp_path) as engine:
-            engine.programs["app:1"] = _shell
-            await check_engine(engine.endpoint, "app:1")
+            engine.programs["app:1"], engine.commands["app:1"] = _shell, _cat
+            engine.lacks = ["net.ipv4.mbridge_none"]
+            await contract.keep(check, engine.endpoint, "app:1")
 
-    asyncio.run(check())
+    asyncio.run(keep())
 
 
 def test_no_socket_is_told_with_what_to_do(tmp_path: Path) -> None:
