@@ -58,3 +58,10 @@ def test_an_impossible_address_is_our_own_fault() -> None:
         udp.encode(udp.Datagram(1, "not-an-address", 1, b""))
     with pytest.raises(LocalProtocolError):
         udp.encode(udp.Datagram(1, "10.0.0.1", 1, bytes(65536)))
+
+
+@pytest.mark.parametrize("name", [b"", b"A" * 33, b"E-X", "EÄ".encode()])
+def test_a_name_that_is_no_errnos_is_refused(name: bytes) -> None:
+    right = udp.encode(udp.Unreachable(1, "10.0.0.1", 1, "ECONNREFUSED"))
+    with pytest.raises(RemoteProtocolError, match="name"):
+        udp.decode(right.removesuffix(b"ECONNREFUSED") + name)
