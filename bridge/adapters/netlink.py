@@ -4,22 +4,27 @@ Theory of operation: routing decides every verdict (docs/design/001-spine.md, "R
 whose priority is its place in the user's list, so TCP, UDP and ICMP agree, `connect()` picks the right source address and
 the first match wins. Wiring may be done again over an earlier bridge's, with the app running: what is wanted is added first,
 what is not is taken away after, so there is no moment in which a packet finds no rule or a `connect()` no route.
+
+pyroute2 brings an event loop of asyncio's own kind, and cannot use the bridge's (uvloop knows no netlink sockets): `SessionRoutes`
+makes each call in one thread that has the netlink socket to itself. A call takes 0.1 ms for that; none is on a flow's way.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import os
 import socket
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ParamSpec, Self, TypeVar
 
-from pyroute2 import AsyncIPRoute
+from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from bridge.errors import KernelLacks, MissingCapability
@@ -41,27 +46,69 @@ _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _NO_IPV6 = (errno.EACCES, errno.EAFNOSUPPORT, errno.EOPNOTSUPP)
 _PROTOCOLS = {"tcp": 6, "udp": 17}
 _PROTOCOL_NAMES = {number: name for name, number in _PROTOCOLS.items()}
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 class SessionRoutes:
     """Wires routes and rules of the netns that this process is in. `async with` opens and closes the netlink socket only."""
 
     def __init__(self) -> None:
-        self._ip: Any = None
-        self._added: set[_Rule] = set()
+        self._thread = ThreadPoolExecutor(1, "netlink")
+        self._routes = _Routes()
 
     async def __aenter__(self) -> Self:
-        self._ip = await AsyncIPRoute().__aenter__()
+        await self._call(self._routes.open)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        await self._ip.__aexit__(kind, value, tb)
+        await self._call(self._routes.close)
+        self._thread.shutdown(wait=False)
 
     async def app_networks(self, tun: str) -> list[str]:
         """Networks that the app's own devices are connected to, as CIDR; loopback, link-local and our tun left out."""
+        return await self._call(self._routes.app_networks, tun)
+
+    async def standing(self) -> list[Route]:
+        """Verdicts for one address each that an earlier bridge of this netns learned: they outlive it."""
+        return await self._call(self._routes.standing)
+
+    async def wire(self, tun: str, mtu: int, addresses: Sequence[str], app_networks: Iterable[str], routes: Iterable[Route]) -> None:
+        """Give the tun the target's `addresses` ("10.0.3.7/24"), send CLUSTER to it, and keep `routes`' verdicts.
+
+        Called again, the netns has these addresses and networks alone; what was learned stays, for open flows go by it.
+        Raises KernelLacks, MissingCapability.
+        """
+        await self._call(self._routes.wire, tun, mtu, addresses, list(app_networks), list(routes))
+
+    async def learn(self, routes: Iterable[Route]) -> None:
+        """Add rules; one that stands already is left as it is."""
+        await self._call(self._routes.learn, list(routes))
+
+    async def forget(self, routes: Iterable[Route]) -> None:
+        await self._call(self._routes.forget, list(routes))
+
+    async def _call(self, function: Callable[_P, _R], *arguments: _P.args, **named: _P.kwargs) -> _R:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: function(*arguments, **named))
+
+
+class _Routes:
+    """The same, blocking, for one thread."""
+
+    def __init__(self) -> None:
+        self._ip: Any = None
+        self._added: set[_Rule] = set()
+
+    def open(self) -> None:
+        self._ip = IPRoute()
+
+    def close(self) -> None:
+        self._ip.close()
+
+    def app_networks(self, tun: str) -> list[str]:
         networks: list[str] = []
-        names = {link["index"]: link.get("ifname") async for link in await self._ip.link("dump")}
-        async for message in await self._ip.addr("dump"):
+        names = {link["index"]: link.get("ifname") for link in self._ip.link("dump")}
+        for message in self._ip.addr("dump"):
             address = message.get("address") or message.get("local")
             if address is None or names.get(message["index"]) in ("lo", tun):
                 continue
@@ -70,11 +117,10 @@ class SessionRoutes:
                 networks.append(str(interface.network))
         return networks
 
-    async def standing(self) -> list[Route]:
-        """Verdicts for one address each that an earlier bridge of this netns learned: they outlive it."""
+    def standing(self) -> list[Route]:
         found: list[Route] = []
         for family, bits in zip(_FAMILIES, (32, 128), strict=True):
-            async for message in await self._ip.rule("dump", family=family):
+            for message in self._ip.rule("dump", family=family):
                 rule = _Rule.of(family, message)
                 learned = PRIORITY_FIRST + 10 < rule.priority < PRIORITY_NETWORKS or rule.priority == PRIORITY_NAMES
                 if learned and rule.dst_len == bits and (verdict := rule.verdict) is not None:
@@ -83,52 +129,47 @@ class SessionRoutes:
                     found.append(Route(rule.priority, f"{rule.dst}/{bits}", verdict, _PROTOCOL_NAMES.get(rule.ip_proto), ports))
         return found
 
-    async def wire(self, tun: str, mtu: int, addresses: Sequence[str], app_networks: Iterable[str], routes: Iterable[Route]) -> None:
-        """Give the tun the target's `addresses` ("10.0.3.7/24"), send CLUSTER to it, and keep `routes`' verdicts.
-
-        Called again, the netns has these addresses and networks alone; what was learned stays, for open flows go by it.
-        """
+    def wire(self, tun: str, mtu: int, addresses: Sequence[str], app_networks: Iterable[str], routes: Iterable[Route]) -> None:
         self._added = {rule for rule in self._added if rule.priority != PRIORITY_NETWORKS}
-        found = list(await self._ip.link_lookup(ifname=tun))
+        found = list(self._ip.link_lookup(ifname=tun))
         index = found[0]
         # the kernel's own router solicitations have no business in the target's network
         _write(f"/proc/sys/net/ipv6/conf/{tun}/router_solicitations", "0")
-        await self._do("link", "set", index=index, state="up", mtu=mtu)
-        await self._do("link", "set", index=1, state="up")
-        interfaces = [interface for interface in map(ip_interface, addresses) if await self._address(index, interface)]
+        self._do("link", "set", index=index, state="up", mtu=mtu)
+        self._do("link", "set", index=1, state="up")
+        interfaces = [interface for interface in map(ip_interface, addresses) if self._address(index, interface)]
         for family, version in zip(_FAMILIES, (4, 6), strict=True):
             own = [str(interface.ip) for interface in interfaces if interface.version == version]
-            await self._table(family, index, own[0] if own else None)
-            await self._rule(family, PRIORITY_FIRST, fwmark=MARK_SELF, table=_MAIN)
-            await self._rule(family, PRIORITY_FIRST + 10, fwmark=MARK_REPLY, table=_MAIN)
-            await self._rule(family, PRIORITY_CLUSTER, table=TABLE)
-            await self._rule(family, PRIORITY_LAST, action=_FR_ACT_UNREACHABLE)
+            self._table(family, index, own[0] if own else None)
+            self._rule(family, PRIORITY_FIRST, fwmark=MARK_SELF, table=_MAIN)
+            self._rule(family, PRIORITY_FIRST + 10, fwmark=MARK_REPLY, table=_MAIN)
+            self._rule(family, PRIORITY_CLUSTER, table=TABLE)
+            self._rule(family, PRIORITY_LAST, action=_FR_ACT_UNREACHABLE)
         for network in app_networks:
-            await self.learn([Route(PRIORITY_NETWORKS, network, Verdict.DIRECT, None, None)])
-        await self.learn(routes)
-        await self._take_away_stale(index, {str(interface.ip) for interface in interfaces})
+            self.learn([Route(PRIORITY_NETWORKS, network, Verdict.DIRECT, None, None)])
+        self.learn(routes)
+        self._take_away_stale(index, {str(interface.ip) for interface in interfaces})
 
-    async def _address(self, index: int, interface: IPv4Interface | IPv6Interface) -> bool:
+    def _address(self, index: int, interface: IPv4Interface | IPv6Interface) -> bool:
         """Whether the tun has the address now: not where IPv6 is switched off in this netns; then that family is unreachable."""
         if interface.version == 4:
-            return await self._do("addr", "add", index=index, address=str(interface.ip), prefixlen=32)
+            return self._do("addr", "add", index=index, address=str(interface.ip), prefixlen=32)
         # No duplicate detection, which ends later: till then the address is no source for a route (EINVAL), one time in five.
         fields: dict[str, Any] = {"index": index, "address": str(interface.ip), "prefixlen": 128, "flags": _IFA_F_NODAD}
-        if await self._do("addr", "add", tolerated=_NO_IPV6, **fields):
+        if self._do("addr", "add", tolerated=_NO_IPV6, **fields):
             return True
         log.warning("IPv6 is switched off here: %s is left out", interface.ip)
         return False
 
-    async def learn(self, routes: Iterable[Route]) -> None:
-        """Add rules; one that stands already is left as it is."""
+    def learn(self, routes: Iterable[Route]) -> None:
         for route in routes:
-            await self._route_rule("add", route)
+            self._route_rule("add", route)
 
-    async def forget(self, routes: Iterable[Route]) -> None:
+    def forget(self, routes: Iterable[Route]) -> None:
         for route in routes:
-            await self._route_rule("del", route)
+            self._route_rule("del", route)
 
-    async def _route_rule(self, verb: str, route: Route) -> None:
+    def _route_rule(self, verb: str, route: Route) -> None:
         network = ip_network(route.network, strict=False)
         family = socket.AF_INET if network.version == 4 else socket.AF_INET6
         fields: dict[str, Any] = {}
@@ -145,30 +186,30 @@ class SessionRoutes:
                 fields["table"] = _MAIN
             case Verdict.DENY:
                 fields["action"] = _FR_ACT_PROHIBIT
-        await self._rule(family, route.priority, verb=verb, **fields)
+        self._rule(family, route.priority, verb=verb, **fields)
 
-    async def _table(self, family: int, index: int, source: str | None) -> None:
+    def _table(self, family: int, index: int, source: str | None) -> None:
         everywhere: dict[str, Any] = {
             "family": family,
             "dst": "0.0.0.0" if family == socket.AF_INET else "::",
             "dst_len": 0,
             "table": TABLE,
         }
-        await self._do("route", "add", type=_RTN_UNREACHABLE, priority=_METRIC_BENEATH, **everywhere)
+        self._do("route", "add", type=_RTN_UNREACHABLE, priority=_METRIC_BENEATH, **everywhere)
         if source is not None:
-            await self._do("route", "replace", oif=index, prefsrc=source, priority=_METRIC, **everywhere)
+            self._do("route", "replace", oif=index, prefsrc=source, priority=_METRIC, **everywhere)
         else:
-            await self._do("route", "del", oif=index, priority=_METRIC, **everywhere)
+            self._do("route", "del", oif=index, priority=_METRIC, **everywhere)
 
-    async def _rule(self, family: int, priority: int, verb: str = "add", **fields: Any) -> None:
+    def _rule(self, family: int, priority: int, verb: str = "add", **fields: Any) -> None:
         if verb == "add":
             self._added.add(_Rule.of(family, {"action": _FR_ACT_TO_TBL, **fields, "priority": priority}))
-        await self._do("rule", verb, family=family, priority=priority, **fields)
+        self._do("rule", verb, family=family, priority=priority, **fields)
 
-    async def _do(self, what: str, verb: str, *, tolerated: Container[int] = (), **fields: Any) -> bool:
+    def _do(self, what: str, verb: str, *, tolerated: Container[int] = (), **fields: Any) -> bool:
         """Whether it is so now. Absence and presence are fine where they are what was asked for."""
         try:
-            await getattr(self._ip, what)(verb, **fields)
+            getattr(self._ip, what)(verb, **fields)
         except NetlinkError as exc:
             if exc.code in tolerated:
                 return False
@@ -185,18 +226,18 @@ class SessionRoutes:
             raise KernelLacks(f"the kernel refused {what} {verb} ({told}): {os.strerror(exc.code)}") from exc
         return True
 
-    async def _take_away_stale(self, index: int, addresses: set[str]) -> None:
+    def _take_away_stale(self, index: int, addresses: set[str]) -> None:
         """What an earlier bridge of this netns added and this one did not."""
         for family in _FAMILIES:
-            standing = [_Rule.of(family, rule) async for rule in await self._ip.rule("dump", family=family)]
+            standing = [_Rule.of(family, rule) for rule in self._ip.rule("dump", family=family)]
             for rule in standing:
                 if PRIORITY_FIRST <= rule.priority <= PRIORITY_LAST and rule not in self._added:
-                    await self._do("rule", "del", family=family, **rule.fields())
-        own = [message async for message in await self._ip.addr("dump", index=index)]
+                    self._do("rule", "del", family=family, **rule.fields())
+        own = list(self._ip.addr("dump", index=index))
         for message in own:
             address = message.get("local") or message.get("address")
             if message["index"] == index and address not in addresses and not ip_address(address).is_link_local:
-                await self._do("addr", "del", index=index, address=address, prefixlen=message["prefixlen"])
+                self._do("addr", "del", index=index, address=address, prefixlen=message["prefixlen"])
 
 
 @dataclass(frozen=True, slots=True)

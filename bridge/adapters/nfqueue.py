@@ -102,21 +102,21 @@ class SynQueue:
             log.debug("! verdict not taken: %s", exc)
 
     def _read(self) -> None:
+        """One packet, for there is rarely another: asking once more costs more than a turn of the loop where there is."""
         assert self._socket is not None
-        for _ in range(64):
-            try:
-                data = self._socket.recv(65536)
-            except BlockingIOError:
+        try:
+            data = self._socket.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError as exc:
+            if exc.errno == errno.ENOBUFS:  # more SYNs than the socket holds: the kernel dropped some, they come again
+                log.warning("the packet queue overflowed; some connections start a second later")
                 return
-            except OSError as exc:
-                if exc.errno == errno.ENOBUFS:  # more SYNs than the socket holds: the kernel dropped some, they come again
-                    log.warning("the packet queue overflowed; some connections start a second later")
-                    continue
-                raise
-            for message in wire.parse(data):
-                if isinstance(message, wire.HeldSyn):
-                    self._on_syn(message)
-                elif isinstance(message, int):
-                    self.drop(message)
-                elif message.errno != errno.ENOENT:
-                    log.debug("! packet queue: %s", os.strerror(message.errno))
+            raise
+        for message in wire.parse(data):
+            if isinstance(message, wire.HeldSyn):
+                self._on_syn(message)
+            elif isinstance(message, int):
+                self.drop(message)
+            elif message.errno != errno.ENOENT:
+                log.debug("! packet queue: %s", os.strerror(message.errno))

@@ -40,14 +40,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _serve(listen: str, key: str, ttl_s: float, socket_path: Path) -> int:
-    import asyncio
+    import uvloop
 
     from bridge.agent import serving
 
     serving.configure_log()
     serving.harden()
     try:
-        return asyncio.run(serving.serve(listen=listen, client_key=key, ttl_s=ttl_s, socket_path=socket_path))
+        return uvloop.run(serving.serve(listen=listen, client_key=key, ttl_s=ttl_s, socket_path=socket_path))
     except (OSError, ValueError) as exc:
         print(f"mbridge: error: the agent cannot start: {exc}", file=sys.stderr)
         return 1

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bridge.adapters.ssh import Channel
-from bridge.engine.relay import join
+from bridge.engine.relay import join, prepare
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +102,7 @@ class _Dial:
         family, place = self._places.pop(0)
         try:
             sock = self._sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+            prepare(sock)
             code = sock.connect_ex(place)
             if code == errno.EINPROGRESS:  # within one machine the kernel is often done by now: spare the loop a turn
                 code = sock.connect_ex(place)
@@ -133,7 +134,7 @@ class _Dial:
         assert sock is not None
         self._over = True
         self._channel.accept()
-        join(self._loop, sock, self._channel, self._flow_ended)
+        join(self._loop, sock, self._channel, self._flow_ended, has_spoken=False)
 
     def _flow_ended(self, sent: int, received: int, how: str) -> None:
         self._dialler.ended()

@@ -20,8 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from bridge.engine.needs import Arrived, Channel, FlowRefused, Link
 from bridge.engine.relay import join
@@ -35,6 +34,7 @@ ARRIVE_S = 2.0
 _MAX_OPENING = 16384
 
 Key = tuple[str, int, str, int]
+_K = TypeVar("_K")
 
 
 class SynHolder(Protocol):
@@ -45,30 +45,52 @@ class SynHolder(Protocol):
     def drop(self, packet_id: int) -> None: ...
 
 
-@dataclass(slots=True)
-class _Opened:
-    channel: Channel
-    timer: asyncio.TimerHandle
+class _Limit(Generic[_K]):
+    """`expire(key)` for each that was added and is not discarded `after_s` later. One timer serves all: they are due in their order."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, after_s: float, expire: Callable[[_K], None]) -> None:
+        self._loop = loop
+        self._after_s = after_s
+        self._expire = expire
+        self._due: dict[_K, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, key: _K) -> None:
+        self._due[key] = at = self._loop.time() + self._after_s
+        if self._timer is None:
+            self._timer = self._loop.call_at(at, self._fire)
+
+    def discard(self, key: _K) -> None:
+        self._due.pop(key, None)
+
+    def _fire(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        while self._due:
+            key, at = next(iter(self._due.items()))
+            if at > now:
+                self._timer = self._loop.call_at(at, self._fire)
+                return
+            del self._due[key]
+            self._expire(key)
 
 
 class _Hold:
     """A SYN being held while the agent dials, without a task: most connections of most apps are short."""
 
-    __slots__ = ("_key", "_outgoing", "_over", "_packet_id", "timer")
+    __slots__ = ("_key", "_outgoing", "_over", "_packet_id")
 
     def __init__(self, outgoing: Outgoing, key: Key, packet_id: int) -> None:
         self._outgoing = outgoing
         self._key = key
         self._packet_id = packet_id
         self._over = False
-        self.timer: asyncio.TimerHandle | None = None
 
     def answered(self, answer: Channel | FlowRefused | LinkError) -> bool:
         if self._over:
             return False
         self._over = True
-        if self.timer is not None:
-            self.timer.cancel()
+        self._outgoing.hold_ended(self)
         if isinstance(answer, FlowRefused):
             self._outgoing.refused(self._key, self._packet_id, answer.errno_name)
         elif isinstance(answer, LinkError):
@@ -99,9 +121,11 @@ class Outgoing:
         self._reset = reset
         self.bypass = bypass
         self._opening: set[Key] = set()
-        self._opened: dict[Key, _Opened] = {}
+        self._opened: dict[Key, Channel] = {}
         self._awaited: dict[tuple[str, str, int], dict[Key, None]] = {}  # destination → keys of _opened, oldest first
         self._loop = asyncio.get_running_loop()
+        self._holds: _Limit[_Hold] = _Limit(self._loop, HOLD_S, _Hold.give_up)
+        self._arrivals: _Limit[Key] = _Limit(self._loop, ARRIVE_S, self._expire)
         self.flows = 0
         self.opened_ever = 0
 
@@ -117,18 +141,17 @@ class Outgoing:
             return
         self._opening.add(key)
         hold = _Hold(self, key, syn.packet_id)
-        if self._link.begin_flow(syn.address, syn.port, key[:2], hold.answered):
-            hold.timer = self._loop.call_later(HOLD_S, hold.give_up)
-        else:
+        self._holds.add(hold)
+        if not self._link.begin_flow(syn.address, syn.port, key[:2], hold.answered):
+            self._holds.discard(hold)
             self.wait_for_link(key, syn.packet_id)
 
     def on_arrival(self, arrival: Arrived) -> None:
         """A redirected connection reached the listener."""
         key = (arrival.app_addr, arrival.app_port, arrival.address, arrival.port)
-        opened = self._claim(key)
-        if opened is not None:
-            opened.timer.cancel()
-            self._join(key, arrival, opened.channel)
+        channel = self._claim(key)
+        if channel is not None:
+            self._join(key, arrival, channel)
         elif self._holder is None and len(self._opening) < _MAX_OPENING:
             self._opening.add(key)
             self._group.create_task(self._open_unheld(key, arrival), name="flow-dial")
@@ -152,6 +175,9 @@ class Outgoing:
 
     # What became of a hold
 
+    def hold_ended(self, hold: _Hold) -> None:
+        self._holds.discard(hold)
+
     def wait_for_link(self, key: Key, packet_id: int) -> None:
         self._group.create_task(self._open_held(key, packet_id), name="flow-dial")
 
@@ -172,12 +198,13 @@ class Outgoing:
         self._opening.discard(key)
         stale = self._take(key)
         if stale is not None:
-            self._close_unused(stale)
+            stale.abort()
         app_addr, _, address, port = key
-        self._opened[key] = _Opened(channel, self._loop.call_later(ARRIVE_S, self._expire, key))
+        self._opened[key] = channel
+        self._arrivals.add(key)
         self._awaited.setdefault((app_addr, address, port), {})[key] = None
 
-    def _claim(self, key: Key) -> _Opened | None:
+    def _claim(self, key: Key) -> Channel | None:
         """The channel that an arrival may take: its own, else the oldest to the same destination that nobody has claimed."""
         exact = self._take(key)
         if exact is not None:
@@ -186,15 +213,16 @@ class Outgoing:
         awaited = self._awaited.get((app_addr, address, port))
         return self._take(next(iter(awaited))) if awaited else None
 
-    def _take(self, key: Key) -> _Opened | None:
-        opened = self._opened.pop(key, None)
-        if opened is not None:
+    def _take(self, key: Key) -> Channel | None:
+        channel = self._opened.pop(key, None)
+        if channel is not None:
+            self._arrivals.discard(key)
             app_addr, _, address, port = key
             awaited = self._awaited[(app_addr, address, port)]
             del awaited[key]
             if not awaited:
                 del self._awaited[(app_addr, address, port)]
-        return opened
+        return channel
 
     async def _open_unheld(self, key: Key, arrival: Arrived) -> None:
         app_addr, app_port, address, port = key
@@ -225,12 +253,7 @@ class Outgoing:
         join(self._loop, arrival.sock, channel, ended)
 
     def _expire(self, key: Key) -> None:
-        opened = self._take(key)
-        if opened is not None:
+        channel = self._take(key)
+        if channel is not None:
             log.debug("x flow tcp app %s:%d -> %s:%d: the app did not wait for it", *key)
-            self._close_unused(opened)
-
-    @staticmethod
-    def _close_unused(opened: _Opened) -> None:
-        opened.timer.cancel()
-        opened.channel.abort()
+            channel.abort()

@@ -40,19 +40,44 @@ _buffer = memoryview(bytearray(_BUFFER_BYTES))
 Ended = Callable[[int, int, str], None]
 
 
-def join(loop: asyncio.AbstractEventLoop, sock: socket.socket, channel: Channel, ended: Ended) -> None:
-    """Pump until both sides have ended; the socket and the channel are the pump's own from now on.
+def prepare(sock: socket.socket) -> None:
+    """Set a socket's options for the pump; a listener's pass to what it accepts (tcp(7), sk_clone of the kernel)."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
 
-    `ended(sent, received, how)` is called once, with the bytes that went out to and came in from the cluster.
+
+def join(loop: asyncio.AbstractEventLoop, sock: socket.socket, channel: Channel, ended: Ended, *, has_spoken: bool = True) -> None:
+    """Pump until both sides have ended; the socket, a `prepare`d one, and the channel are the pump's own from now on.
+
+    `ended(sent, received, how)` is called once, with the bytes that went out to and came in from the cluster. `has_spoken`: the
+    socket's peer mostly has sent something by now.
     """
-    with contextlib.suppress(OSError):  # a connection that is reset already: the first recv tells
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
-    _Pump(loop, sock, channel, ended).start()
+    _Pump(loop, sock, channel, ended).start(has_spoken)
 
 
 class _Pump:
     """A needs.Sink over one socket."""
+
+    __slots__ = (
+        "_app_ended",
+        "_channel",
+        "_channel_full",
+        "_channel_lost",
+        "_channel_paused",
+        "_cluster_ended",
+        "_done",
+        "_ended",
+        "_fd",
+        "_loop",
+        "_pending",
+        "_pending_bytes",
+        "_reading",
+        "_received",
+        "_sent",
+        "_shut",
+        "_sock",
+        "_writing",
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, channel: Channel, ended: Ended) -> None:
         self._loop = loop
@@ -68,10 +93,11 @@ class _Pump:
         self._app_ended = self._cluster_ended = self._shut = False
         self._channel_lost = self._done = False
 
-    def start(self) -> None:
+    def start(self, has_spoken: bool) -> None:
         self._channel.attach(self)
         if not self._done:
-            self._readable()  # whoever connects mostly speaks first, and has by now: a turn of the loop less
+            if has_spoken:
+                self._readable()  # a turn of the loop less
             self._watch()
 
     # The app's side
@@ -90,8 +116,10 @@ class _Pump:
             return
         self._app_ended = True
         self._watch()
-        self._channel.write_eof()
-        self._end_if_both()
+        if self._shut:
+            self._end_if_both()  # the channel's close says both at once
+        else:
+            self._channel.write_eof()
 
     def _writable(self) -> None:
         try:
@@ -223,7 +251,7 @@ class _Pump:
             self._loop.remove_writer(self._fd)
         self._pending.clear()
         if orderly:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # reset already
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         self._sock.close()
         self._ended(self._sent, self._received, how)

@@ -48,6 +48,7 @@ _LENGTHS = {
     Kind.PONG: (0, 0),
     Kind.CLOSE: (0, 0),
 }
+_KNOWN = {kind.value: (kind, least, most) for kind, (least, most) in _LENGTHS.items()}
 
 
 def encode(kind: Kind, body: bytes = b"") -> bytes:
@@ -126,11 +127,10 @@ class Reader:
 
 
 def _checked(number: int, length: int) -> Kind:
-    try:
-        kind = Kind(number)
-    except ValueError:
-        raise RemoteProtocolError(f"a frame of unknown type {number} came over the carrier") from None
-    least, most = _LENGTHS[kind]
+    known = _KNOWN.get(number)
+    if known is None:
+        raise RemoteProtocolError(f"a frame of unknown type {number} came over the carrier")
+    kind, least, most = known
     if not least <= length <= most:
         raise RemoteProtocolError(f"a {kind.name} frame of {length} bytes came, {least} to {most} are allowed")
     return kind

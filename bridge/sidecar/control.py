@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from bridge.errors import RemoteProtocolError
 from bridge.protocol import door as wire
@@ -37,10 +38,9 @@ class Control(asyncio.Protocol):
             self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are transports in all but their class
         if self._closing:
-            transport.close()
+            self._transport.close()
 
     def data_received(self, data: bytes) -> None:
         try:

@@ -12,6 +12,8 @@ import sys
 import time
 from collections.abc import Callable
 
+import uvloop
+
 from bridge.adapters.resumable import ResumableTransport
 from bridge.adapters.ssh import connect_ssh
 from bridge.engine.supervisor import Supervisor
@@ -27,7 +29,7 @@ def main() -> int:
     for library in ("asyncssh", "asyncio", "pyroute2"):  # pyroute2 has several lines for each message of the kernel's
         logging.getLogger(library).setLevel(logging.WARNING)
     _raise_limits()
-    asyncio.run(_serve())
+    uvloop.run(_serve())
     return 0
 
 

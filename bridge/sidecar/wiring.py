@@ -32,6 +32,7 @@ from bridge.adapters.tun import MTU, open_tun
 from bridge.engine.datagrams import Datagrams
 from bridge.engine.needs import Link
 from bridge.engine.outgoing import Outgoing
+from bridge.engine.relay import prepare
 from bridge.engine.resolver import DnsServer, Resolver
 from bridge.model.facts import BridgeConfig, Facts
 from bridge.model.kernel import unmet
@@ -43,7 +44,7 @@ log = logging.getLogger(__name__)
 
 _QUEUE = 0x6D62
 _RESOLV_CONF, _HOSTS = Path("/etc/resolv.conf"), Path("/etc/hosts")
-_ACCEPTS_PER_WAKE, _PACKETS_PER_WAKE = 64, 64
+_PACKETS_PER_WAKE = 64
 _EXPIRE_EVERY_S = 30.0
 _NO_HOLD = "this kernel holds no connections (module nfnetlink_queue): connect() succeeds first and is reset where the target refuses"
 
@@ -150,14 +151,14 @@ class Wired:
         if queue is not None:
             queue.open()
         for sock in listener.sockets:
+            prepare(sock)  # what it accepts is born so
             self._loop.add_reader(sock.fileno(), self._accept, sock)
 
     def _accept(self, listener: object) -> None:
+        """One connection a turn of the loop: there is rarely another, and asking for it costs more than the turn."""
         assert self.outgoing is not None
-        for _ in range(_ACCEPTS_PER_WAKE):
-            arrival: Arrival | None = Listener.accept(listener)  # type: ignore[arg-type]  # add_reader passes it untyped
-            if arrival is None:
-                return
+        arrival: Arrival | None = Listener.accept(listener)  # type: ignore[arg-type]  # add_reader passes it untyped
+        if arrival is not None:
             self.outgoing.on_arrival(arrival)
 
     def _start_datagrams(self, tun_fd: int, app_networks: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
+import uvloop
 from fake_link import FakeLink  # the folder of this script is on its path
 
 from bridge.adapters import nft
@@ -29,4 +30,4 @@ async def main(path: str, target: str, facts: str) -> None:
 logging.basicConfig(level=logging.DEBUG, stream=sys.stderr, format="%(relativeCreated)d %(name)s %(message)s")
 if sys.argv[4:] == ["no-hold"]:
     nft.hold_syns = lambda *ignored: None
-asyncio.run(main(*sys.argv[1:4]))
+uvloop.run(main(*sys.argv[1:4]))

@@ -401,6 +401,7 @@ class Channel:
         if not self._eof_wanted or self._unsent or self._lost or self._close_sent:
             return
         closing = self._eof_told and self._sink is None
+        over = closing and self._eof_sent and self._eof_received  # and the far side knows
         if not self._eof_sent:
             self._eof_sent = True
             if closing:  # goes out with the CLOSE
@@ -408,12 +409,12 @@ class Channel:
             else:
                 self._packet(MSG_CHANNEL_EOF)
         if closing:
-            self._send_close()
+            self._send_close(over)
 
-    def _send_close(self) -> None:
+    def _send_close(self, over: bool = False) -> None:
         if not self._close_sent and not self._lost and self._head:
             self._close_sent = True
-            if self._close_received and self._eof_sent:  # the last word of a flow that has ended: nobody waits for it
+            if over or (self._close_received and self._eof_sent):  # the last word of a flow that has ended: nobody waits for it
                 self._connection.send_later(MSG_CHANNEL_CLOSE, self._head[1:])
             else:
                 self._packet(MSG_CHANNEL_CLOSE)

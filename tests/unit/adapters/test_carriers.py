@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+import uvloop
 
 from tests.unit.contracts import carriers
 
@@ -14,9 +15,10 @@ from tests.unit.contracts import carriers
     "check",
     [carriers.bytes_pass_both_ways_at_once, carriers.a_cut_loses_and_repeats_nothing, carriers.an_end_in_order_delivers_everything],
 )
-def test_a_carrier_keeps_the_contract(check, factory) -> None:
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])  # the host's loop; the bridge's and the agent's
+def test_a_carrier_keeps_the_contract(check, factory, run) -> None:
     async def test() -> None:
         async with asyncio.timeout(10):
             await check(factory, 3 << 20)
 
-    asyncio.run(test())
+    run(test())

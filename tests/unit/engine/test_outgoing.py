@@ -283,8 +283,9 @@ def test_a_dial_whose_connection_is_lost_goes_on_over_the_next() -> None:
 
 
 def test_an_answer_that_comes_after_the_app_gave_up_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HOLD_S", 0.01)
+
     async def scenario(world: World) -> None:
-        monkeypatch.setattr(module, "HOLD_S", 0.01)
         world.link.at_once = True
         world.syn(1, 41512)
         assert await world.verdicts(1) == [("drop", 1)]

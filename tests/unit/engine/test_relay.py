@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+import uvloop
 
 from bridge.engine.needs import Sink
-from bridge.engine.relay import join
+from bridge.engine.relay import join, prepare
 
 
 class RecordingChannel:
@@ -95,6 +96,7 @@ async def joined() -> AsyncIterator[Joined]:
         ours, _ = listener.accept()
     ours.setblocking(False)
     flow = Joined(app, RecordingChannel())
+    prepare(ours)
     join(loop, ours, flow.channel, flow.on_ended)
     try:
         yield flow
@@ -108,7 +110,7 @@ def run(scenario: Callable[[Joined], Awaitable[None]]) -> None:
         async with asyncio.timeout(20), joined() as flow:
             await scenario(flow)
 
-    asyncio.run(main())
+    uvloop.run(main())
 
 
 def test_bytes_pass_both_ways_and_are_counted() -> None:
