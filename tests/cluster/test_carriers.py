@@ -13,11 +13,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+import uvloop
 
+from bridge.adapters.kube import carriers as module
 from bridge.adapters.kube import kubeconfig
 from bridge.adapters.kube.api import Api
 from bridge.adapters.kube.carriers import Carriers
 from bridge.errors import LinkLost
+from bridge.protocol import channels
 from tests.cluster.kube import Cluster, Namespace, container
 from tests.unit.contracts.carriers import Made, check_carrier
 
@@ -61,9 +64,13 @@ async def carriers(namespace: Namespace) -> AsyncIterator[Carriers]:
 
 
 @pytest.mark.parametrize("way", ["port-forward", "exec"])
+@pytest.mark.parametrize("server", ["of today", "older"])
 def test_K17_a_carrier_through_the_api_server_keeps_the_contract_of_all_carriers(
-    own_cluster: Cluster, namespace: Namespace, way: str
+    own_cluster: Cluster, namespace: Namespace, way: str, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if server == "older":  # what such a one would choose
+        monkeypatch.setattr(module, "OFFERED", (channels.PORT_FORWARD,))
+        monkeypatch.setattr(channels, "EXEC", ("v4.channel.k8s.io",))
     listener = socket.create_server((HOST, 0))
     listener.setblocking(False)
     port = str(listener.getsockname()[1])
@@ -93,12 +100,16 @@ def test_K17_a_carrier_through_the_api_server_keeps_the_contract_of_all_carriers
                 await check_carrier(make)
 
     try:
-        asyncio.run(run())
+        uvloop.run(run())
     finally:
         listener.close()
 
 
-def test_K17_a_port_that_nobody_listens_on_is_told_in_the_nodes_words(namespace: Namespace) -> None:
+@pytest.mark.parametrize("offered", module.OFFERED)
+def test_K17_a_port_that_nobody_listens_on_is_told_in_the_nodes_words(
+    namespace: Namespace, offered: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "OFFERED", (offered,))
     namespace.workload("Pod", "quiet")
 
     async def run() -> None:

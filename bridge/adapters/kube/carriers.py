@@ -1,9 +1,8 @@
 """Carriers through the API server: port-forward and exec, each a WebSocket that is pumped to one end of a socket pair (pump.py).
 
-Theory of operation: the caller gets the other end, a plain connected stream socket that may be passed to another process.
-
-    port-forward   v4.channel.k8s.io  channel 0 data, 1 error; the first message on each is the port, 2 bytes, little-endian
-    exec           v5 (else v4)       channel 0 stdin, 1 stdout, 2 stderr, 3 a Status object as JSON
+Theory of operation: the caller gets the other end, a plain connected stream socket that may be passed to another process. What a
+WebSocket of port-forward holds is SPDY where the API server unpacks it (1.31 on), else channels as in exec (protocol/spdy.py,
+protocol/channels.py): both are offered and the server chooses, so it costs no request.
 
 What the far side said last on an error channel tells "connection refused inside the pod" (the agent is gone) from "the API server
 went away", so it is in the error.
@@ -25,9 +24,10 @@ from bridge.adapters.kube.api import Api
 from bridge.adapters.kube.pump import Pump
 from bridge.adapters.kube.targets import path_of
 from bridge.errors import ClusterError, LinkLost
+from bridge.protocol import channels, spdy
 
+OFFERED = (spdy.PROTOCOL, channels.PORT_FORWARD)  # for port-forward, best first
 _BUFFER = 1 << 20
-_EXEC = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 
 
 class Carriers:
@@ -43,22 +43,22 @@ class Carriers:
         Raises LinkLost when nothing answers there (its text holds the kubelet's own words), Forbidden, Unreachable.
         """
         path = path_of("pod", self._namespace, pod, "portforward")
-        answer = await self._api.upgrade(path, [("ports", str(port))], ("v4.channel.k8s.io",))
-        return await self._greeted(answer, "port-forward", greeting, channel_out=0, errors=frozenset({1}), skip=2)
+        answer = await self._api.upgrade(path, [("ports", str(port))], OFFERED)
+        chosen = answer.headers.get("Sec-WebSocket-Protocol")
+        wire = spdy.PortForward(port) if chosen == spdy.PROTOCOL else channels.Channels(0, frozenset({1}), skip=2)
+        return await self._greeted(answer, "port-forward", greeting, wire)
 
     async def exec(self, pod: str, container: str, command: Sequence[str], greeting: int) -> tuple[socket.socket, bytes]:
         """A socket whose far end is a command's stdin and stdout. Raises as `port_forward` does."""
-        answer = await self._api.upgrade(*self._exec(pod, container, command, stdin=True), _EXEC)
-        return await self._greeted(answer, "exec", greeting, channel_out=1, errors=frozenset({2, 3}), skip=0)
+        answer = await self._api.upgrade(*self._exec(pod, container, command, stdin=True), channels.EXEC)
+        return await self._greeted(answer, "exec", greeting, channels.Channels(1, frozenset({2, 3})))
 
-    async def _greeted(
-        self, answer: aiohttp.ClientResponse, name: str, greeting: int, *, channel_out: int, errors: frozenset[int], skip: int
-    ) -> tuple[socket.socket, bytes]:
+    async def _greeted(self, answer: aiohttp.ClientResponse, name: str, greeting: int, wire: channels.Wire) -> tuple[socket.socket, bytes]:
         near, far = socket.socketpair()
         for end in (near, far):
             end.setblocking(False)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
-        pump = Pump(answer, far, channel_out=channel_out, errors=errors, skip=skip)
+        pump = Pump(answer, far, wire)
         self._running.add(pump)
         pump.ended.add_done_callback(lambda _: self._running.discard(pump))
         try:
@@ -80,7 +80,7 @@ class Carriers:
 
     async def output(self, pod: str, container: str, command: Sequence[str], limit_s: float = 10) -> bytes:
         """What a command prints; it goes through no log. Raises ClusterError with the command's own words when it fails."""
-        ws = await self._api.websocket(*self._exec(pod, container, command, stdin=False), _EXEC)
+        ws = await self._api.websocket(*self._exec(pod, container, command, stdin=False), channels.EXEC)
         out, err, status = bytearray(), bytearray(), bytearray()
         kept = {1: out, 2: err, 3: status}
         try:

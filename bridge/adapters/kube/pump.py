@@ -4,10 +4,12 @@ Theory of operation: whatever is read on either side is written to the other in 
 does not take at once is kept, and then its source is paused: at most one read's worth. Tasks, queues and whole messages would each
 cost a turn of the loop and a copy; a keystroke passes here four times.
 
-    socket pair --read--> header + bytes --> TLS to the API server        TLS --> frames --> bytes --> socket pair
+    socket pair --read--> heads + bytes --> TLS to the API server         TLS --> frames --> parts --> socket pair
 
-Limits: the far side's end ends both. The caller's end lingers, since neither of Kubernetes' protocols knows a half-close: what was
-sent is still on its way, and a WebSocket closed over it would be reset in the pod.
+What the messages hold is the Wire's business (protocol/channels.py, protocol/spdy.py).
+
+Limits: the far side's end ends both. The caller's end lingers, since not every Wire knows a half-close: what was sent is still on
+its way, and a WebSocket closed over it would be reset in the pod.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import aiohttp
 
 from bridge.errors import ProtocolError
 from bridge.protocol import wsframes
+from bridge.protocol.channels import Wire
 
 _READ = 256 * 1024
 _LINGER_S = 5.0
@@ -29,17 +32,12 @@ _LINGER_S = 5.0
 class Pump(asyncio.Protocol):
     """Runs from its construction until `ended`; `why` is what the far side said last on its error channels."""
 
-    def __init__(
-        self, answer: aiohttp.ClientResponse, sock: socket.socket, *, channel_out: int, errors: frozenset[int], skip: int
-    ) -> None:
-        """`skip` bytes precede the data on each channel; channel 0 takes what we send. `answer` is upgraded (api.upgrade)."""
+    def __init__(self, answer: aiohttp.ClientResponse, sock: socket.socket, wire: Wire) -> None:
+        """`answer` is upgraded (api.upgrade)."""
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self._loop.create_future()
         self.why = ""
-        self._answer, self._sock = answer, sock
-        self._channel_out, self._errors, self._skip = channel_out, errors, skip
-        self._skipped: dict[int, int] = {}
-        self._channel = -1  # of the message under way
+        self._answer, self._sock, self._wire = answer, sock, wire
         self._decoder = wsframes.Decoder()
         self._buffer = bytearray(_READ)
         self._unsent = bytearray()  # that the caller does not take yet
@@ -52,6 +50,7 @@ class Pump(asyncio.Protocol):
         assert connection.transport is not None
         self._transport: Any = connection.transport  # asyncio's stubs know no transport that both reads and changes its protocol
         self._before = connection.protocol  # aiohttp waits for its end when the session closes
+        self._say(wire.opening)
         # aiohttp hands over what came with the handshake, then this protocol takes its place
         connection.protocol.set_parser(_First(self), None)
         if not self.ended.done():
@@ -68,6 +67,8 @@ class Pump(asyncio.Protocol):
                 match piece.kind:
                     case "data":
                         self._on_piece(piece.body, piece.start)
+                        if self.ended.done():
+                            return
                     case "ping":
                         self._transport.write(wsframes.pong(bytes(piece.body)))
                     case "close":
@@ -94,20 +95,22 @@ class Pump(asyncio.Protocol):
         self._read_caller(True)
 
     def _on_piece(self, body: memoryview, start: bool) -> None:
-        if start:
-            self._channel, body = body[0], body[1:]
-        missing = self._skip - self._skipped.get(self._channel, 0)
-        if missing > 0:
-            taken = min(missing, len(body))
-            self._skipped[self._channel] = self._skipped.get(self._channel, 0) + taken
-            body = body[taken:]
-        if not body:
-            return
-        if self._channel == self._channel_out:
-            if self._hearing:
-                self._give(body)
-        elif self._channel in self._errors:
-            self.why = (self.why + bytes(body).decode(errors="replace"))[-2000:]
+        for part in self._wire.feed(body, start):
+            match part.kind:
+                case "data":
+                    if self._hearing:
+                        self._give(part.body)
+                case "error":
+                    self.why = (self.why + bytes(part.body).decode(errors="replace"))[-2000:]
+                case "answer":
+                    self._say(bytes(part.body))
+                case "end":
+                    self._end()
+                    return
+
+    def _say(self, message: bytes) -> None:
+        if message:
+            self._transport.write(wsframes.header(len(message)) + message)
 
     # the caller's end
 
@@ -158,10 +161,12 @@ class Pump(asyncio.Protocol):
             count = 0
         if not count:
             self._read_caller(False)
+            self._say(self._wire.ending)
             self._linger = self._loop.call_later(_LINGER_S, self._end)
             return
-        # one write, one TLS record where it fits: the channel, 0, is the payload's first byte
-        self._transport.write(b"".join((wsframes.header(count + 1), b"\0", memoryview(self._buffer)[:count])))
+        head = self._wire.head(count)
+        # one write, one TLS record where it fits
+        self._transport.write(b"".join((wsframes.header(len(head) + count), head, memoryview(self._buffer)[:count])))
 
     def _end(self) -> None:
         """Close both; what the caller has not taken yet is still given to it."""
