@@ -88,10 +88,6 @@ def test_K01_a_service_outside_of_the_cluster_is_refused_by_its_name(namespace: 
     assert "db.example.com" in refused(namespace, "svc/far").message
 
 
-def test_K01_a_rollout_without_its_crd_says_so(namespace: Namespace) -> None:
-    assert "CRD" in refused(namespace, "rollout/web").message
-
-
 def test_K01_a_deployment_scaled_to_zero_has_no_pods(namespace: Namespace) -> None:
     namespace.apply(workload("Deployment", "web", replicas=0))
     assert "has no pods" in refused(namespace, "deploy/web").message

@@ -199,6 +199,8 @@ class Finder:
             query = f"job-name={await self._run_of(workload)}"
         elif kind == "svc" and spec.get("type") == "ExternalName":
             raise TargetNotFound(f"svc/{name} is a name for {spec.get('externalName')}, outside of the cluster: it has no pods")
+        elif kind == "rollout" and not spec.get("selector") and workload.get("status", {}).get("selector"):
+            query = workload["status"]["selector"]  # with `workloadRef` the selector is the other workload's, and Argo writes it here alone
         elif not spec.get("selector"):
             raise TargetNotFound(f"{kind}/{name} has no selector, so no pods of its own")
         else:
@@ -225,7 +227,9 @@ class Finder:
             if not items and kind != "pod":
                 await self._api.get(path_of("pod", self._namespace), [("limit", "1")])
         except Missing:
-            return TargetNotFound(f"the cluster knows no {KINDS[kind][1]} (its CRD is not installed)", hint="mbridge ls")
+            group, plural = KINDS[kind]
+            why = f"Argo's CRD {plural}.argoproj.io is not installed" if kind == "rollout" else f"it does not serve {group}"
+            return TargetNotFound(f"the cluster knows no {plural}: {why}", hint=f"mbridge ls -n {self._namespace}")
         except (Forbidden, ClusterError):
             return TargetNotFound(f"{kind}/{name} not found in namespace '{self._namespace}'", hint=hint)
         names = [item["metadata"]["name"] for item in items]
