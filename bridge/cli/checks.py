@@ -19,8 +19,6 @@ from bridge.model.environ import parse_environ
 if TYPE_CHECKING:
     from bridge.adapters.docker.engine import Engine
 
-_PROBE_LABEL = "mbridge.probe"
-
 
 def host_checks(state: Path) -> Iterator[Check]:
     yield Check("mbridge", True, f"{bridge.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
@@ -79,13 +77,14 @@ def _container_hint(message: str) -> str | None:
 
 async def _probe(engine: Engine, image: str) -> dict[str, Any]:
     from bridge.adapters.docker import bodies
+    from bridge.cli import sessions
     from bridge.cli.world import NO_IPV6
 
     # The same rights and settings as a bridge has, in a network namespace of its own that nothing else is in.
     body = {
         "Image": image,
         "Cmd": ["probe"],
-        "Labels": {_PROBE_LABEL: "1"},
+        "Labels": bodies.labels("", "probe", sessions.owner()),  # of no session: after kill -9 `down --all` finds it
         "HostConfig": {
             "NetworkMode": "none",
             "Sysctls": bodies.SYSCTLS,

@@ -18,18 +18,17 @@ from bridge.adapters.docker import options
 from bridge.model.rules import fold, parse_rule
 from bridge.protocol.dns import own_addresses
 
-HOST_GATEWAY = "host-gateway"
 Rule = Mapping[str, Any]
 
 
 def gateways(add_hosts: Iterable[str]) -> list[str]:
     """The names whose address the engine fills in."""
-    return [name for name, address in map(options.host, add_hosts) if address == HOST_GATEWAY]
+    return [name for name, address in map(options.host, add_hosts) if address == options.HOST_GATEWAY]
 
 
 def with_hosts(rules: Sequence[Rule], add_hosts: Sequence[str], hosts_file: str) -> tuple[dict[str, Any], ...]:
     """`rules` as the bridge needs them; `hosts_file` is the engine's, read where `gateways` has names."""
-    known = [(fold(name), address) for name, address in map(options.host, add_hosts) if address != HOST_GATEWAY]
+    known = [(fold(name), address) for name, address in map(options.host, add_hosts) if address != options.HOST_GATEWAY]
     machine = own_addresses(hosts_file, gateways(add_hosts))
     known += [(fold(name), address) for name in gateways(add_hosts) for address in machine]
     told: list[dict[str, Any]] = []

@@ -82,5 +82,5 @@ async def sweep(say: Say) -> None:
     known = {folder.id for folder in all_sessions()}  # only now: a folder is there before what bears its session's label
     for session, remove in left:
         if session not in known:
-            say(f"removing what session {session} left")
+            say(f"removing what {f'session {session}' if session else 'a command'} left")
             await remove()

@@ -112,7 +112,7 @@ class World:
             await self._engine.start(name)
         except EngineRefused as exc:
             if name not in self._created or NO_IPV6 not in exc.message:
-                raise
+                raise EngineRefused(exc.status, exc.message, hint=_hint(exc.message)) from exc
             log.info("= this kernel has no IPv6: %s is made again without its settings", name)
             op = self._created[name]
             await self._engine.remove(name)
@@ -144,7 +144,9 @@ def _without_bind(op: Container) -> dict[str, object] | None:
 def _hint(message: str) -> str | None:
     if "port is already allocated" in message or "address already in use" in message:
         return "docker ps shows who publishes it; choose another -p"
-    return "docker network ls" if "network" in message and "not found" in message else None
+    if "network" in message and "not found" in message:
+        return "docker network ls shows what --network can name"
+    return None
 
 
 def world_of(plan: Plan) -> World:

@@ -11,6 +11,7 @@ import csv
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from bridge.errors import SpecError
 from bridge.model.wish import AppWish
 
 Json = dict[str, Any]
+HOST_GATEWAY = "host-gateway"
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _PORT = re.compile(
     r"(?:(?P<ip>\[[0-9a-fA-F:.%]+\]|[0-9.]+|):)?(?:(?P<host>\d*(?:-\d+)?):)?"
@@ -166,7 +168,13 @@ def host(text: str) -> tuple[str, str]:
     name, separator, address = text.replace("=", ":", 1).partition(":")
     if not name or not separator or not address:
         raise SpecError(f"--add-host {text}: not NAME:ADDRESS")
-    return name, address.strip("[]")
+    address = address.removeprefix("[").removesuffix("]")
+    if address != HOST_GATEWAY:
+        try:
+            ip_address(address)
+        except ValueError as exc:
+            raise SpecError(f"--add-host {text}: {address!r} is no IP address", hint=f"{HOST_GATEWAY} is this machine's") from exc
+    return name, address
 
 
 def labels(texts: Sequence[str]) -> dict[str, str]:

@@ -146,10 +146,11 @@ def test_what_a_lost_folder_left_is_swept_its_volume_too_and_known_sessions_stay
         monkeypatch.setenv("DOCKER_HOST", engine.endpoint.url)
         await _made(engine, folder)
         client = await Engine(engine.endpoint).connect()
+        await client.create(None, {"Image": "app:1", "Labels": _labels("", "probe")})  # a killed `doctor`'s
         await client.create_volume("mbridge-yyyyyy", {"mbridge.session": "yyyyyy", "mbridge.owner": sessions.owner()})
         said: list[str] = []
         await undoing.sweep(said.append)
-        assert sorted(said) == ["removing what session yyyyyy left", "removing what session zzzzzz left"]
+        assert sorted(said) == ["removing what a command left", "removing what session yyyyyy left", "removing what session zzzzzz left"]
         assert list(engine.volumes) == ["mbridge-abcdef"]
         assert engine.named("neighbour") is None
         assert engine.named("mbridge-abcdef-app") is not None

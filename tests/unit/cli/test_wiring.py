@@ -104,6 +104,7 @@ def test_diagnose_takes_the_records_of_all_sessions() -> None:
         (["--env-file", "absent.env"], "--env-file absent.env: no such file"),
         (["-e", "=x"], "-e '=x': not a name"),
         (["--add-host", "db"], "--add-host db: not NAME:ADDRESS"),
+        (["--add-host", "db:there"], "--add-host db:there: 'there' is no IP address"),
         (["--network", "host"], "--network host: the app gets a network namespace of its own"),
         (["--tmpfs", "run"], "--tmpfs run"),
     ],
