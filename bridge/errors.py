@@ -98,3 +98,12 @@ class RemoteProtocolError(ProtocolError):
 
 class CleanupError(BridgeError):
     exit_code = 7
+
+
+def first_of(group: BaseExceptionGroup[BridgeError]) -> BridgeError:
+    """The one to tell of, where tasks failed side by side: a group in a group is looked into."""
+    first: BaseException = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    assert isinstance(first, BridgeError)  # `except*` and `subgroup` leave no others
+    return first

@@ -8,6 +8,8 @@ import os
 import platform
 import tarfile
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -58,15 +60,21 @@ def collect(caller: Caller, docker_context: str | None) -> dict[str, str]:
 
     from bridge.cli import redaction, settings
 
-    def attempt(work: object) -> str:
+    def attempt(work: Callable[[], str]) -> str:
         try:
-            return str(work()) if callable(work) else str(work)
+            return work()
         except BridgeError as error:
             return f"{error.message}\n"
+        except Exception:  # a bug that is to be reported must not keep its report from being made
+            return traceback.format_exc()
 
     def config() -> str:
         values = settings.with_origins(settings.load(caller.environ, None, {}))
         return json.dumps(redaction.of_json({one.key: {"value": one.value, "origin": one.origin} for one in values}), indent=1, default=str)
+
+    def records() -> str:
+        members.update(caller.wiring.records())
+        return "plan, status and log of each session are beside this\n"
 
     members = {
         "version.txt": f"mbridge {bridge.__version__}\nPython {platform.python_version()}\n{platform.platform()}\n",
@@ -76,6 +84,5 @@ def collect(caller: Caller, docker_context: str | None) -> dict[str, str]:
         "status.json": attempt(lambda: json.dumps([one.to_json() for one in caller.wiring.sessions()], indent=1)),
         "config.json": attempt(config),
     }
-    for name, text in caller.wiring.records().items():
-        members[name] = text
+    members["sessions.txt"] = attempt(records)
     return {name: redaction.of_text(text) if not name.endswith(".json") else redaction.of_document(text) for name, text in members.items()}

@@ -63,11 +63,13 @@ def parse_forward(text: str, listen_host: str) -> Forward:
 
 
 def _words(text: str) -> list[str]:
-    """Cut at colons, less those within brackets."""
+    """Cut at colons, less those within brackets. Raises SpecError."""
     before, bracket, rest = text.partition("[")
     if not bracket:
         return text.split(":")
-    address, _, after = rest.partition("]")
+    address, closed, after = rest.partition("]")
+    if not closed:
+        raise SpecError(f"{text!r} has no closing bracket", hint="an IPv6 address is written [fd00::1]:80")
     return [*(before.removesuffix(":").split(":") if before else []), address, *after.removeprefix(":").split(":")]
 
 

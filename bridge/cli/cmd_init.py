@@ -54,13 +54,17 @@ def command(caller: Caller, /, target: str, image: str, words: str, output: Path
     from bridge.model.target import parse_target
 
     wanted = parse_target(target)
+    try:
+        argv = shlex.split(words)
+    except ValueError as error:
+        raise SpecError(f"--command {words!r}: {str(error).lower()}", hint="the words are cut as a shell cuts them") from error
     # JSON is YAML: a quoted text means itself, whatever it looks like.
-    text = _TEXT.format(target=json.dumps(str(wanted)), image=json.dumps(image), command=json.dumps(shlex.split(words)))
+    text = _TEXT.format(target=json.dumps(str(wanted)), image=json.dumps(image), command=json.dumps(argv))
     try:
         with output.open("w" if force else "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
         raise SpecError(f"{output} exists", hint="--force replaces it, --output names another") from None
     except OSError as error:
-        raise SpecError(f"cannot write {output}: {error.strerror}") from error
+        raise SpecError(f"cannot write {output}: {(error.strerror or str(error)).lower()}", hint="--output FILE names another") from error
     caller.ui.note(f"wrote {output}; start it with: mbridge up")

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from bridge.cli.cmd_forward import Forward
 from bridge.engine.needs import FlowRefused, Link
 from bridge.engine.relay import join
-from bridge.errors import BridgeError, HostError, LinkError
+from bridge.errors import BridgeError, HostError, LinkError, first_of
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,9 @@ def listen(forward: Forward) -> Listener:
         family, kind, protocol, _, address = infos[0]
         sock = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise HostError(f"cannot listen on {forward.listen_host}: {error.strerror}", hint="--address 127.0.0.1") from error
+        raise HostError(
+            f"cannot listen on {forward.listen_host!r}: {(error.strerror or '').lower()}", hint="--address 127.0.0.1"
+        ) from error
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
@@ -110,10 +112,7 @@ async def until_ended(link: Awaitable[None], work: Callable[[], Awaitable[None]]
     except* _EndedError:
         pass
     except* BridgeError as several:
-        first: BaseException = several
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
-        raise first from None
+        raise first_of(several) from None
 
 
 class _EndedError(Exception):

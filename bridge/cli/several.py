@@ -14,7 +14,7 @@ from bridge.adapters import terminal
 from bridge.cli import sessions
 from bridge.cli.hosting import Manner, Teller, host
 from bridge.cli.ui import Ui
-from bridge.errors import BridgeError
+from bridge.errors import BridgeError, first_of
 from bridge.model.wish import SessionWish
 
 _LINE_BYTES = 64 << 10
@@ -70,19 +70,11 @@ async def up_several(
                 for wish in wishes:
                     group.create_task(one(wish), name=f"app-{wish.app_name}")
         except* BridgeError as several:
-            raise _first(several) from None
+            raise first_of(several) from None
         except* asyncio.CancelledError:
             if not signals:
                 raise
     return next((code for code in codes.values() if code), 0)
-
-
-def _first(group: BaseExceptionGroup[BridgeError]) -> BridgeError:
-    one: BaseException = group
-    while isinstance(one, BaseExceptionGroup):
-        one = one.exceptions[0]
-    assert isinstance(one, BridgeError)  # the caller's except* holds nothing else
-    return one
 
 
 @contextlib.asynccontextmanager

@@ -1,4 +1,4 @@
-"""A whole session of the host process, played against fakes."""
+"""Every test in a folder of its own, and a whole session of the host process, played against fakes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ from bridge.adapters.docker.engine import Engine
 from bridge.cli import hosting, places
 from tests.unit.cli.hosted import Play, World
 from tests.unit.fake_engine import FakeEngine
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No mbridge.yaml of whoever runs the tests, and no file of a test's in their folder."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

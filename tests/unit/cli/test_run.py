@@ -18,12 +18,6 @@ from bridge.model.target import ComposeTarget, DockerTarget
 from bridge.model.wish import AppWish
 from tests.unit.cli.fakes import FakeWiring, mbridge
 
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 ORDERS = [
     ["-p", "80:80", "-e", "A=1", "--via", "exec", "docker/x", "img", "cmd"],
     ["docker/x", "-p", "80:80", "-e", "A=1", "--via", "exec", "img", "cmd"],

@@ -24,11 +24,6 @@ apps:
 """
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 def wishes(*words: str) -> list[tuple[str, str, str]]:
     ran = mbridge("up", *words)
     assert ran.code == 0, ran.err
@@ -181,4 +176,12 @@ def test_init_replaces_nothing_unless_told_to() -> None:
 
 def test_init_refuses_what_is_no_target_and_writes_nothing() -> None:
     assert mbridge("init", "shop").code == 2
+    assert not Path("mbridge.yaml").exists()
+
+
+def test_init_says_what_is_wrong_with_a_command_or_a_folder() -> None:
+    ran = mbridge("init", "docker/x", "--command", "it's")
+    assert (ran.code, ran.err.splitlines()[0]) == (2, 'mbridge: error: --command "it\'s": no closing quotation')
+    ran = mbridge("init", "docker/x", "--output", "no/such/folder.yaml")
+    assert (ran.code, ran.err.splitlines()[0]) == (2, "mbridge: error: cannot write no/such/folder.yaml: no such file or directory")
     assert not Path("mbridge.yaml").exists()
