@@ -216,7 +216,7 @@ class _Hosting:
             config, world.agent, public_key, self._place, self._engine, world, by_role, self._folder.run, self._on_status
         )  # fmt: skip
         async with _first_error() as group:
-            serve = group.create_task(serving.run(), name="serving")
+            serve = group.create_task(self._serve(serving), name="serving")
             with self._ui.step("link") as step:
                 with self._waiting(step.now):
                     ready = await serving.ready
@@ -245,6 +245,14 @@ class _Hosting:
             await serving.stop()
             serve.cancel()
         return code
+
+    async def _serve(self, serving: Serving) -> None:
+        try:
+            await serving.run()
+        except BaseExceptionGroup as exc:
+            if isinstance(error := _leaf(exc), BridgeError):
+                self._tell_state(State.STOPPING, error.message)  # the app has ten seconds to end, and who asks meanwhile wants to know
+            raise
 
     async def _hosts_file(self, pause: str) -> str:
         if not own_hosts.gateways(self._wish.app.add_hosts):
@@ -349,6 +357,7 @@ class _Hosting:
             self._spawn(app.on_signal(number))
         elif self._signal is None and self._main is not None:
             self._signal = number
+            self._tell_state(State.STOPPING)
             self._main.cancel()
         elif app is not None and app.started:  # a second one: no more time for the app
             self._spawn(app.kill())

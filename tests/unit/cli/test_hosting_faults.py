@@ -17,6 +17,7 @@ from bridge.errors import AgentFailed, BridgeError, Forbidden, HostError, HostKe
 from bridge.model.session import State
 from bridge.protocol import door as wire
 from tests.unit.cli.hosted import Play, World
+from tests.unit.fake_engine import Container
 
 
 @contextlib.asynccontextmanager
@@ -179,5 +180,29 @@ def test_another_setting_that_the_kernel_lacks_ends_the_start_in_the_engines_wor
         world.engine.lacks = ["net.ipv4.fwmark_reflect"]
         with pytest.raises(HostError, match="net/ipv4/fwmark_reflect: no such file"):
             await world.host()
+
+    play(scenario)
+
+
+def test_while_an_app_takes_its_time_to_end_status_tells_that_the_session_is_over_and_why(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        may_end = asyncio.Event()
+
+        async def deaf(container: Container) -> int:
+            world.started.set()
+            await may_end.wait()
+            return 0
+
+        world.engine.programs["app:1"] = deaf
+        async with asyncio.TaskGroup() as group:
+            failing = group.create_task(_error_of(world))
+            await world.until(lambda: world.started.is_set() and world.status().state is State.READY)
+            pause = world.container("pause")
+            pause.signals.append("KILL")
+            pause.killed.set()
+            await world.until(lambda: world.status().state is State.STOPPING)
+            assert "network is gone" in world.status().why
+            may_end.set()
+            assert "network is gone" in (await failing).message
 
     play(scenario)
