@@ -90,7 +90,7 @@ def build(client: docker.DockerClient, which: Which, progress: Progress) -> str:
         context.seek(0)
         before = _of(client, name)
         _run_build(client, context, name, lambda line: progress(f"{which}: {line}"))
-        _forget(client, before - _of(client, name, newest=True))
+        _forget(client, (before - _of(client, name, newest=True)) & _nameless(client))
     return name
 
 
@@ -113,8 +113,12 @@ def _of(client: docker.DockerClient, name: str, newest: bool = False) -> set[str
     return {str(image["Id"]) for image in (*client.api.images(name), *(stages[-1:] if newest else stages))}
 
 
+def _nameless(client: docker.DockerClient) -> set[str]:
+    return {str(image["Id"]) for image in client.api.images(filters={"dangling": True})}
+
+
 def _forget(client: docker.DockerClient, ids: set[str]) -> None:
-    """Images that a build of the same name replaced; one that a container still uses, or that bears another name, stays."""
+    """Images that a build of the same name replaced; one that a container still uses stays."""
     import docker.errors
 
     for one in ids:

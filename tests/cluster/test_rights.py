@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from bridge.cli.kube_doctor import cluster_checks
 from bridge.cli.looking import Where
@@ -30,7 +31,7 @@ def user_with(namespace: Namespace, rights: tuple[Right, ...], folder: Path) -> 
     namespace.kubectl("apply", "-f", "-", stdin=role(rights, namespace.name))
     namespace.kubectl("create", "rolebinding", "mbridge", "--role=mbridge", f"--serviceaccount={namespace.name}:dev")
     token = namespace.kubectl("create", "token", "dev").strip()
-    value = json.loads(namespace.cluster.kubeconfig.read_text())
+    value = YAML(typ="safe").load(namespace.cluster.kubeconfig.read_text())  # JSON is YAML too
     value["users"] = [{"name": value["users"][0]["name"], "user": {"token": token}}]
     file = folder / "dev.conf"
     file.write_text(json.dumps(value))

@@ -18,7 +18,10 @@ from tests.cluster.kube import TARGET_IMAGE, App, Namespace, bridged, container,
 def ip_of(pod: dict[str, object], version: int = 4) -> str:
     status = pod["status"]
     assert isinstance(status, dict)
-    return next(str(one["ip"]) for one in status["podIPs"] if (":" in one["ip"]) == (version == 6))
+    address = next((str(one["ip"]) for one in status["podIPs"] if (":" in one["ip"]) == (version == 6)), None)
+    if address is None:
+        pytest.skip(f"lacks(pods with IPv{version})")
+    return address
 
 
 def test_K03_the_users_line_runs_a_program_as_if_it_were_in_the_pod(namespace: Namespace) -> None:

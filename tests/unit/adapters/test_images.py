@@ -21,10 +21,12 @@ class Builder:
     def version(self) -> dict[str, str]:
         return {"Arch": "amd64"}
 
-    def images(self, name: str | None = None, filters: dict[str, str] | None = None) -> list[dict[str, Any]]:
+    def images(self, name: str | None = None, filters: dict[str, Any] | None = None) -> list[dict[str, Any]]:
         if name is not None:
             return [one for one in self.stock if name in one["names"]]
         assert filters is not None
+        if filters.get("dangling"):
+            return [one for one in self.stock if not one["names"]]
         return [one for one in self.stock if f"mbridge.stage={one.get('stage')}" == filters["label"]]
 
     def build(self, *, tag: str, labels: dict[str, str], buildargs: dict[str, str], **_: Any) -> list[dict[str, str]]:
