@@ -47,6 +47,8 @@ def listed(caller: Caller, /, docker_context: str | None, as_json: bool) -> None
         return
     rows = [(one.which, one.name, f"{one.size / 1e6:.0f} MB" if one.present else "not built: mbridge images build") for one in images]
     caller.ui.table(("WHICH", "NAME", "SIZE"), rows, empty="no images")
+    if old := caller.wiring.prune_images(True, docker_context, caller.ui):
+        caller.ui.note(f"{len(old)} more of other versions; mbridge images prune removes them")
 
 
 @command.command("build", cls=Command, examples="  mbridge images build\n  mbridge images build agent --force\n")
@@ -131,9 +133,9 @@ def prune(caller: Caller, /, dry_run: bool, docker_context: str | None) -> None:
     for what in gone:
         caller.ui.say(what)
     if not gone:
-        caller.ui.note("no images of other versions")
+        caller.ui.note("nothing to remove: all that is there is this version's, or in use")
     elif dry_run:
-        caller.ui.note(f"{len(gone)} images; without --dry-run they are removed")
+        caller.ui.note(f"{len(gone)} in all; without --dry-run they are removed")
 
 
 @command.command(

@@ -292,7 +292,7 @@ class Wiring:
                 if image_store.remove(client, one):
                     gone.append(one.what)
             freed = max(0, before - image_store.disk_usage(client))
-            step.done(f"{len(gone)} images, {freed / 1e6:.0f} MB")
+            step.done(f"{len(gone)} image{'' if len(gone) == 1 else 's'}, {freed / 1e6:.0f} MB")
         return gone
 
     def push_images(self, repository: str, which: Sequence[str], docker_context: str | None, ui: Ui) -> list[str]:

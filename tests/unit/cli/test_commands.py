@@ -331,6 +331,9 @@ def test_images_says_which_are_there() -> None:
     assert "bridge  mbridge-bridge:1  90 MB" in ran.out
     assert "not built: mbridge images build" in ran.out
     assert [one["present"] for one in json.loads(mbridge("images", "ls", "--json").out)] == [True, False]
+    assert "prune" not in ran.err
+    of_before = mbridge("images", "ls", wiring=FakeWiring(old_images=["mbridge-agent:0"]))
+    assert "1 more of other versions; mbridge images prune removes them" in of_before.err
 
 
 def test_images_are_built_saved_loaded_and_pushed_by_name() -> None:
@@ -383,8 +386,8 @@ def test_images_prune_says_what_went_and_what_would_go() -> None:
     assert (ran.out.splitlines(), ran.wiring.asked) == (old, [("prune", False, "far")])
     dry = mbridge("images", "prune", "--dry-run", wiring=FakeWiring(old_images=old))
     assert (dry.out.splitlines(), dry.wiring.asked) == (old, [("prune", True, None)])
-    assert "2 images; without --dry-run they are removed" in dry.err
-    assert "no images of other versions" in mbridge("images", "prune").err
+    assert "2 in all; without --dry-run they are removed" in dry.err
+    assert "nothing to remove" in mbridge("images", "prune").err
 
 
 # completion

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import docker.errors
 import pytest
 
 from bridge.cli import sessions
@@ -146,6 +148,40 @@ def test_doctor_without_an_engine_says_which_one_was_tried() -> None:
     assert ran.code == 3
     assert "✗ engine      no engine: " in ran.out
     assert "(DOCKER_HOST)" in ran.out
+
+
+class Stock:
+    """docker-py's low-level calls on an engine that has one old image of ours, which may have begun to be used."""
+
+    def __init__(self, refuses: bool) -> None:
+        self.api, self.kept, self.refuses = self, ["mbridge-agent:0"], refuses
+
+    def containers(self, all: bool) -> list[dict[str, str]]:
+        return []
+
+    def images(self, filters: dict[str, str]) -> list[dict[str, object]]:
+        labels = {"mbridge.image": "agent"}
+        return [{"Id": "1", "RepoTags": [name], "Labels": labels, "Size": 9} for name in self.kept if filters["label"] in labels]
+
+    def remove_image(self, name: str) -> None:
+        if self.refuses:
+            response = SimpleNamespace(status_code=409, reason="Conflict", url="")
+            raise docker.errors.APIError("in use", response)  # type: ignore[arg-type]  # a fake
+        self.kept.remove(name)
+
+    def df(self) -> dict[str, int]:
+        return {"LayersSize": 5_000_000 * len(self.kept)}
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_prune_removes_what_a_dry_run_has_named_and_says_how_much_that_gave(monkeypatch: pytest.MonkeyPatch, refuses: bool) -> None:
+    stock = Stock(refuses)
+    monkeypatch.setattr(Wiring, "_docker_py", lambda *_: stock)
+    dry = mbridge("images", "prune", "--dry-run")
+    assert (dry.out, stock.kept) == ("mbridge-agent:0\n", ["mbridge-agent:0"])
+    ran = mbridge("images", "prune")
+    assert (ran.code, ran.out) == (0, "" if refuses else "mbridge-agent:0\n")
+    assert ("prune: 0 images, 0 MB" if refuses else "prune: 1 image, 5 MB") in ran.err
 
 
 def test_a_docker_context_that_does_not_exist_is_told() -> None:
