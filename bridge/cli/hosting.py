@@ -445,7 +445,7 @@ def _plan(
             "pause", pause_name, bodies.pause(image, app, found.hostname, marks("pause"), aliases), tuple(app.networks[1:]), aliases
         ),
         Start(pause_name),
-        Container("bridge", bridge_name, bodies.bridge(image, pause_name, volume, run, marks("bridge"))),
+        Container("bridge", bridge_name, bodies.bridge(image, pause_name, volume, run, marks("bridge"), os.environ.get("MBRIDGE_LOG"))),
         Start(bridge_name),
         Container("app", app_name, bodies.app(app, app_image, pause_name, volume, marks("app")), platform=app.platform),
         Start(app_name),

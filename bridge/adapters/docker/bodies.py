@@ -73,11 +73,15 @@ def without_ipv6(body: Json) -> Json:
     return {**body, "HostConfig": {**host, "Sysctls": kept}}
 
 
-def bridge(image: str, pause_name: str, volume: str, run_folder: Path | None, marks: Mapping[str, str]) -> Json:
-    """`run_folder`: where the door's socket is to appear on this machine; None where the engine has other files than we."""
+def bridge(image: str, pause_name: str, volume: str, run_folder: Path | None, marks: Mapping[str, str], log: str | None = None) -> Json:
+    """`run_folder`: where the door's socket is to appear on this machine; None where the engine has other files than we.
+
+    `log`: "debug" for a line of each flow (docs/logging.md).
+    """
     return {
         "Image": image,
         "Cmd": ["serve"],
+        "Env": [f"MBRIDGE_LOG={log}"] if log else [],
         "Labels": dict(marks),
         "HostConfig": {
             "NetworkMode": f"container:{pause_name}",

@@ -84,6 +84,27 @@ def test_the_app_does_not_start_before_the_bridge_is_ready(play: Play) -> None:
     play(scenario)
 
 
+@pytest.mark.parametrize("level", [None, "debug"])
+def test_the_bridge_tells_of_flows_where_the_user_asks_for_it(play: Play, monkeypatch: pytest.MonkeyPatch, level: str | None) -> None:
+    if level:
+        monkeypatch.setenv("MBRIDGE_LOG", level)
+    else:
+        monkeypatch.delenv("MBRIDGE_LOG", raising=False)
+
+    async def scenario(world: World) -> None:
+        environs: list[list[str]] = []
+
+        async def app(container: Container) -> int:
+            environs.append(world.container("bridge").body["Env"])
+            return 0
+
+        world.engine.programs["app:1"] = app
+        await world.host()
+        assert environs == [[f"MBRIDGE_LOG={level}"] if level else []]
+
+    play(scenario)
+
+
 @pytest.mark.parametrize("role", ["pause", "bridge", "app"])
 def test_ctrl_c_while_a_container_is_being_made_undoes_that_one_too(play: Play, role: str) -> None:
     async def scenario(world: World) -> None:
