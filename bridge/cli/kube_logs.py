@@ -48,7 +48,7 @@ def newest(pods: list[Json], session: str, agent: str | None) -> tuple[str, str]
     found: list[tuple[str, str, str]] = []
     for pod in pods:
         name = pod["metadata"]["name"]
-        if (pod["metadata"].get("labels") or {}).get("mbridge.session") == session or name == agent:
+        if (pod["metadata"].get("labels") or {}).get("mbridge.session") == session:
             found.append((_began(pod, "agent"), name, "agent"))
         for container in pod["spec"].get("ephemeralContainers") or ():
             if container["name"] == agent or agents.is_network_agent(container["name"], session):

@@ -188,8 +188,8 @@ def test_an_interrupted_load_ends_its_program(tmp_path: Path) -> None:
             async with asyncio.timeout(10):
                 while not pid.exists():  # noqa: ASYNC110  a file has no event
                     await asyncio.sleep(0.01)
-            loading.cancel()
-            await asyncio.gather(loading, return_exceptions=True)
+                loading.cancel()
+                await asyncio.gather(loading, return_exceptions=True)
 
     asyncio.run(interrupted())
     with pytest.raises(ProcessLookupError):
