@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -145,9 +144,8 @@ async def _host(engine: Engine) -> str:
     return str(info.get("Name"))
 
 
-async def load(image: str, cluster: Cluster, engine: Engine, progress: Progress, environ: Mapping[str, str] | None = None) -> str:
+async def load(image: str, cluster: Cluster, engine: Engine, progress: Progress, environ: Mapping[str, str]) -> str:
     """Bring `image` into `cluster`; the way that was taken, in words."""
-    environ = os.environ if environ is None else environ
     if cluster.shared:
         return "its node runs on this engine and has it"
     program = cluster_tools.path_of(cluster.tool, environ) if cluster.tool else None
@@ -165,10 +163,18 @@ async def load(image: str, cluster: Cluster, engine: Engine, progress: Progress,
     return f"into {len(cluster.nodes)} node{'s' if len(cluster.nodes) > 1 else ''}"
 
 
-async def load_by(command: str, image: str, engine: Engine, progress: Progress, environ: Mapping[str, str] | None = None) -> None:
+def environ_of(docker_context: str | None, environ: Mapping[str, str]) -> dict[str, str]:
+    """For programs that look for the engine themselves: the one that is meant here."""
+    if docker_context is None:
+        return dict(environ)
+    others = {name: value for name, value in environ.items() if name != "DOCKER_HOST"}  # it would beat the context
+    return {**others, "DOCKER_CONTEXT": docker_context}
+
+
+async def load_by(command: str, image: str, engine: Engine, progress: Progress, environ: Mapping[str, str]) -> None:
     """Give `image` to a command of the user's."""
     async with exported(image, await engine.connect(), progress) as data:
-        await cluster_tools.run(command, os.environ if environ is None else environ, lambda _: None, data)
+        await cluster_tools.run(command, environ, lambda _: None, data)
 
 
 @contextlib.asynccontextmanager

@@ -269,12 +269,13 @@ class Wiring:
         engine = self._engine(where.docker_context)
         cluster = None if command else asyncio.run(cluster_images.find(to, where, engine))
         (name,) = self.build_images(("agent",), False, where.docker_context, ui)
+        environ = cluster_images.environ_of(where.docker_context, os.environ)
         with ui.step("load") as step:
             if cluster is None:
-                asyncio.run(cluster_images.load_by(command or "", name, engine, step.now))
+                asyncio.run(cluster_images.load_by(command or "", name, engine, step.now, environ))
                 step.done("the command has it")
             else:
-                step.done(f"{cluster}: {asyncio.run(cluster_images.load(name, cluster, engine, step.now))}")
+                step.done(f"{cluster}: {asyncio.run(cluster_images.load(name, cluster, engine, step.now, environ))}")
         return name
 
     def prune_images(self, dry_run: bool, docker_context: str | None, ui: Ui) -> list[str]:

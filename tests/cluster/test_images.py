@@ -69,7 +69,7 @@ def has_arrived(namespace: Namespace, image: str) -> None:
 
 
 def test_a_command_brings_an_image_into_the_nodes_containerd(namespace: Namespace, image: str, own_node: Path) -> None:
-    asyncio.run(cluster_images.load_by(f"ctr --address {own_node} -n k8s.io images import -", image, engine(), lambda _: None))
+    asyncio.run(cluster_images.load_by(f"ctr --address {own_node} -n k8s.io images import -", image, engine(), lambda _: None, os.environ))
     has_arrived(namespace, image)
 
 

@@ -69,8 +69,8 @@ def follows_to_another_pod(namespace: Namespace, app: App, talk: Talk, old: str)
     app.container.reload()
     assert app.container.attrs["State"]["StartedAt"] == started_at
     eventually(app.status, lambda status: status["state"] == "ready", 20)
-    assert app.python("import json, socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect(('10.88.2.1', 1)); "
-                      "print(json.dumps(s.getsockname()[0]))") == new, "getsockname() shows the new pod"  # fmt: skip
+    assert app.python("import json, os, socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); "
+                      "s.connect((os.environ['KUBERNETES_SERVICE_HOST'], 1)); print(json.dumps(s.getsockname()[0]))") == new, "getsockname() shows the new pod"  # fmt: skip
 
 
 def test_K11_a_rollout_is_followed_to_the_new_pod(namespace: Namespace) -> None:

@@ -150,6 +150,12 @@ def test_a_cluster_on_this_very_engine_has_the_image_already(tmp_path: Path) -> 
     assert "has it" in loaded(tmp_path, Cluster(None, "docker-desktop", shared=True), {"PATH": "/nowhere"})[0]
 
 
+def test_a_tool_looks_for_the_engine_that_is_meant() -> None:
+    environ = {"PATH": "/bin", "DOCKER_HOST": "tcp://elsewhere", "DOCKER_CONTEXT": "other"}
+    assert cluster_images.environ_of("far", environ) == {"PATH": "/bin", "DOCKER_CONTEXT": "far"}
+    assert cluster_images.environ_of(None, environ) == environ
+
+
 def by_command(folder: Path, command: str, breaks: bool = False) -> list[str]:
     said: list[str] = []
 
