@@ -4,7 +4,7 @@
       id_ed25519, id_ed25519.pub        the user's key, made once; the private half goes to bridges alone, by their door
       SESSION/plan.json                 the journal (engine/up.py): on disk before the first change
       SESSION/status.json               written by the host process at each change, by rename
-      SESSION/host.lock                 held (flock) by the host process while it serves; holds its pid
+      SESSION/host.lock                 held (flock) by the host process while it serves, and holds its pid; or by a `down`
       SESSION/log                       what the host process has to tell
       SESSION/run/                      the bridge's door, where the engine shares our files
 
@@ -39,6 +39,7 @@ from bridge.model.session import LinkStatus, SessionStatus, State
 
 END = signal.SIGUSR1  # `down` to a host process: others are passed on to the app; a process that does not know it yet ends by it
 _ID_LETTERS = 6
+_UNDOING = "undoing"  # in the lock of a `down`: no pid, for nobody may end it
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 _STOP_S = 30.0  # how long a host process may take to undo what it serves
 Say = Callable[[str], None]
@@ -146,8 +147,8 @@ class SessionFolder:
             return None
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Held while serving. Raises HostError when another process serves this session."""
+    def lock(self, *, undoing: bool = False) -> Iterator[None]:
+        """Held while serving, or by a `down` while it undoes. Raises HostError when another process holds it."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(self.path / "host.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -156,13 +157,21 @@ class SessionFolder:
             except BlockingIOError as exc:
                 raise HostError(f"session {self.id} is served by process {self.served()} already", hint=f"mbridge down {self.id}") from exc
             os.ftruncate(fd, 0)
-            os.pwrite(fd, str(os.getpid()).encode(), 0)
+            os.pwrite(fd, (_UNDOING if undoing else str(os.getpid())).encode(), 0)
             yield
         finally:
             os.close(fd)
 
     def served(self) -> int | None:
-        """The pid of the host process, or None when there is none."""
+        """The pid of the host process, -1 where it cannot be told or a `down` undoes this session, or None when there is none."""
+        holder = self._holder()
+        return None if holder is None else int(holder) if holder.isdigit() else -1
+
+    def is_being_undone(self) -> bool:
+        return self._holder() == _UNDOING
+
+    def _holder(self) -> str | None:
+        """What who holds the lock has written into it; None: nobody holds it."""
         try:
             fd = os.open(self.path / "host.lock", os.O_RDWR | os.O_CLOEXEC)
         except OSError:
@@ -170,8 +179,7 @@ class SessionFolder:
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            text = os.pread(fd, 32, 0).decode(errors="replace")
-            return int(text) if text.isdigit() else -1
+            return os.pread(fd, 32, 0).decode(errors="replace")
         finally:
             os.close(fd)
         return None
@@ -218,7 +226,7 @@ def running(identity: str) -> SessionFolder | None:
     for folder in all_sessions():
         with contextlib.suppress(BridgeError):
             plan = folder.plan()
-            if plan is not None and plan.key.partition(":")[0] == identity and folder.served() is not None:
+            if plan is not None and plan.key.partition(":")[0] == identity and folder.served() is not None and not folder.is_being_undone():
                 return folder
     return None
 
@@ -230,6 +238,8 @@ def current_status(folder: SessionFolder) -> SessionStatus | None:
     """
     served = folder.served() is not None
     status = folder.status()
+    if served and status is not None and folder.is_being_undone():
+        return replace(status, state=State.STOPPING, why="`mbridge down` undoes it")
     if served:
         return status  # None: it has just begun
     if status is None:
@@ -256,19 +266,25 @@ async def down(folder: SessionFolder, say: Say) -> str | None:
 
     Returns what the user should know of its journal: that it was damaged, and what was done instead.
     """
-    pid = folder.served()
-    if pid is not None:
-        say(f"stopping process {pid}" if pid > 0 else "stopping its process")
-        if not await _ended(folder, pid):
-            raise CleanupError(f"process {pid} of session {folder.id} does not end", hint=f"kill -9 {pid}; mbridge down {folder.id}")
-    if not folder.path.exists():
-        return None  # the process has undone all by itself
     from bridge.cli import undoing
 
-    with folder.lock():
-        told = await undoing.undo(folder, say)
-        folder.forget()
-    return told
+    while True:
+        pid = folder.served()
+        if pid is not None:
+            say(f"stopping process {pid}" if pid > 0 else "waiting for another `mbridge down`")
+            if not await _ended(folder, pid):
+                hint = f"kill -9 {pid}; mbridge down {folder.id}" if pid > 0 else f"mbridge down {folder.id}"
+                raise CleanupError(f"what stops session {folder.id} does not end", hint=hint)
+        if not folder.path.exists():
+            return None  # the process, or another `down`, has undone all
+        with contextlib.ExitStack() as locked:
+            try:
+                locked.enter_context(folder.lock(undoing=True))
+            except HostError:
+                continue  # another was faster
+            told = await undoing.undo(folder, say)
+            folder.forget()
+            return told
 
 
 async def _ended(folder: SessionFolder, pid: int) -> bool:

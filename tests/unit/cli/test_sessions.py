@@ -84,6 +84,43 @@ def test_down_lets_the_process_undo_by_itself(folder: SessionFolder, served: sub
     assert not folder.path.exists()
 
 
+def test_two_downs_at_once_do_not_end_each_other(folder: SessionFolder, tmp_path: Path) -> None:
+    """The second waits for the first, which no signal may reach: it would end by it, half way."""
+    program = (
+        "import sys, time\nfrom bridge.cli import sessions\nfolder = sessions.SessionFolder(sessions.root() / sys.argv[1])\n"
+        "with folder.lock(undoing=True):\n    print('undoing', flush=True)\n    sys.stdin.read()\n    folder.forget()\n"
+    )
+    (tmp_path / "made").mkdir()
+    folder.save(_plan(folder, "k", Folder(str(tmp_path / "made"))))
+    folder.write_status(SessionStatus(folder.id, "docker/x", State.READY, sessions.now()))
+    said: list[str] = []
+
+    async def second(first: subprocess.Popen[bytes]) -> None:
+        assert first.stdin is not None
+        heard = asyncio.Event()
+
+        def say(line: str) -> None:
+            said.append(line)
+            heard.set()
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(sessions.down(folder, say))
+            await heard.wait()
+            status = sessions.current_status(folder)
+            assert status is not None
+            assert status.state is State.STOPPING
+            assert sessions.running("k") is None
+            assert sessions.orphan("k") is None
+            first.stdin.close()
+
+    with subprocess.Popen([sys.executable, "-c", program, folder.id], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"undoing\n"
+        asyncio.run(second(first))
+        assert first.wait(10) == 0
+    assert said == ["waiting for another `mbridge down`"]
+
+
 def test_down_undoes_the_journal_of_a_killed_process_and_twice_is_fine(folder: SessionFolder, tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
     folder.save(_plan(folder, "k", Folder(str(tmp_path / "made"))))
