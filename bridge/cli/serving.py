@@ -59,7 +59,8 @@ class Serving:
         self._public_key = public_key
         self._place, self._engine, self._world = place, engine, world
         self._pause, self._bridge = containers["pause"], containers["bridge"]
-        self._networks = [name for name in (self._pause.body["HostConfig"]["NetworkMode"], *self._pause.networks) if _has_names(name)]
+        self._pause_id = ""
+        self._networks: list[str] = []  # of pause, where the engine resolves names; it may join more, and leave some
         self._socket = run_folder / "bridge.sock"
         self._on_status = on_status
         self._door: HostDoor | None = None
@@ -72,8 +73,7 @@ class Serving:
             group.create_task(self._keep_door(group), name="door")
             group.create_task(self._watch_target(), name="target")
             group.create_task(self._guard_pause(), name="pause")
-            if self._networks:
-                group.create_task(self._watch_names(), name="names")
+            group.create_task(self._watch_names(), name="names")
 
     async def stop(self) -> None:
         """The link is closed in order: the agent learns that nobody comes back."""
@@ -236,10 +236,12 @@ class Serving:
     async def _watch_names(self) -> None:
         while True:
             with contextlib.suppress(HostError):
-                async with self._engine.events(type=["network"], event=["connect", "disconnect"], network=self._networks) as events:
+                async with self._engine.events(type=["network"], event=["connect", "disconnect"]) as events:
                     await self._tell_names()
-                    async for _ in events:
-                        await self._tell_names()
+                    async for event in events:
+                        attributes = event["Actor"]["Attributes"]
+                        if attributes.get("name") in self._networks or attributes.get("container") == self._pause_id:
+                            await self._tell_names()
             await asyncio.sleep(1)
 
     async def _tell_names(self) -> None:
@@ -250,6 +252,10 @@ class Serving:
 
     async def _names(self) -> tuple[str, ...]:
         names = set(_ALWAYS)
+        pause = await self._engine.inspect(self._pause.name)
+        if pause is not None:
+            self._pause_id = pause["Id"]
+            self._networks = [name for name in pause["NetworkSettings"]["Networks"] if _has_names(name)]
         for network in self._networks:
             for one in await self._engine.containers(network=[network]):
                 found = await self._engine.inspect(one["Id"])

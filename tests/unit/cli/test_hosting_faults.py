@@ -206,3 +206,25 @@ def test_while_an_app_takes_its_time_to_end_status_tells_that_the_session_is_ove
             assert "network is gone" in (await failing).message
 
     play(scenario)
+
+
+def test_containers_of_a_network_that_is_joined_later_are_known_by_name(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        engine = world.engine
+        engine.networks |= {"back": {}, "far": {}}
+        client = await Engine(engine.endpoint).connect()
+        for name, network in (("db", "back"), ("stranger", "far")):
+            await client.create(name, {"Image": "app:1", "Labels": {"mbridge.role": ""}, "HostConfig": {"NetworkMode": network}})
+        async with _up(world):
+            await engine.listened.wait()
+            engine.join("back", world.container("pause"))
+            assert "db" in (await world.bridge.hears(wire.Names)).names
+            late = engine.containers[await client.create("cache", {"Image": "app:1", "Labels": {"mbridge.role": ""}})]
+            engine.join("back", late, Aliases=["cached"])
+            told = (await world.bridge.hears(wire.Names)).names
+            assert {"db", "cache", "cached"} <= set(told)
+            assert "stranger" not in told
+        for name in ("db", "stranger", "cache"):
+            await client.remove(name)
+
+    play(scenario)
