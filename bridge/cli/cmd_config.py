@@ -29,7 +29,7 @@ def command() -> None:
 @common
 @click.pass_obj
 def show(caller: Caller, /, everything: bool, as_json: bool, config_file: str | None, **options: Any) -> None:
-    """Every value that is set, and where it came from."""
+    """Show every value that is set, and where it came from."""
     from bridge.cli import settings
 
     values = settings.with_origins(settings.load(caller.environ, config_file, options))
@@ -46,7 +46,10 @@ def show(caller: Caller, /, everything: bool, as_json: bool, config_file: str | 
 @common
 @click.pass_obj
 def check(caller: Caller, /, config_file: str | None) -> None:
-    """All faults of mbridge.yaml at once, with file and line; exit code 2 where there is one."""
+    """Name all faults of mbridge.yaml at once.
+
+    Each with its line; exit code 2 where there is one.
+    """
     from bridge.cli import settings
     from bridge.errors import SpecError
 
@@ -61,7 +64,7 @@ def check(caller: Caller, /, config_file: str | None) -> None:
 @common
 @click.pass_obj
 def schema(caller: Caller) -> None:
-    """The JSON Schema of mbridge.yaml."""
+    """Print the JSON Schema of mbridge.yaml."""
     from bridge.model.config_schema import schema as made
 
     caller.ui.json(made())

@@ -19,7 +19,7 @@ FORMS = ("dotenv", "json", "shell", "compose")  # as model/environ.py, which --h
 
 @click.command("env", cls=Command, examples=EXAMPLES)
 @target_argument()
-@click.option("--format", "form", type=click.Choice(FORMS), default="dotenv", show_default=True)
+@click.option("--format", "form", type=click.Choice(FORMS), default="dotenv", show_default=True, help="How it is written.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @stacked(env_options, where_options, agent_options, config_option)
 @common

@@ -43,7 +43,14 @@ app:
 @target_argument()
 @click.option("--image", metavar="IMAGE", default="python:3.12", show_default=True, help="Image of the app.")
 @click.option("--command", "words", metavar="COMMAND", default="python -m http.server 8000", show_default=True, help="What the app runs.")
-@click.option("--output", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), default=Path("mbridge.yaml"), show_default=True)
+@click.option(
+    "--output",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("mbridge.yaml"),
+    show_default=True,
+    help="Where to write it.",
+)
 @click.option("--force", is_flag=True, help="Replace a file that exists.")
 @common
 @click.pass_obj

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from bridge.cli.main import Caller
-from bridge.cli.options import Command, common, json_option, stacked, where_options
+from bridge.cli.options import Command, common, json_option, place_options, stacked
 from bridge.errors import SpecError
 from bridge.model.target import KUBE_KINDS
 
@@ -39,7 +39,7 @@ class _Kind(click.Choice[str]):
 
 @click.command("ls", cls=Command, examples=EXAMPLES)
 @click.argument("kind", metavar="[KIND]", type=_Kind(KINDS), required=False)
-@stacked(where_options, json_option)
+@stacked(place_options, json_option)
 @common
 @click.pass_obj
 def command(caller: Caller, /, kind: str | None, as_json: bool, **options: Any) -> None:

@@ -54,6 +54,7 @@ EXAMPLES = """\b
 Examples:
   mbridge run docker/shop-api python:3.12 python -m http.server
   mbridge run compose/shop/api -v "$PWD:/src" -w /src node:22 npm start
+  mbridge run deploy/orders -n shop -it python:3.12 bash
   mbridge ls                   what can be a target here
   mbridge status --watch       how the sessions are doing
   mbridge down --all           end them all

@@ -96,7 +96,7 @@ def complete_session(ctx: click.Context, param: click.Parameter, incomplete: str
 
 
 def target_argument(required: bool = True) -> Callable[[F], F]:
-    return click.argument("target", metavar="TARGET", required=required, shell_complete=complete_target)
+    return click.argument("target", metavar="TARGET" if required else "[TARGET]", required=required, shell_complete=complete_target)
 
 
 def session_argument(function: F) -> F:
@@ -132,8 +132,10 @@ cluster_options = stacked(
     click.option("--context", metavar="NAME", help="Context of the kubeconfig."),
     click.option("--kubeconfig", metavar="FILE", help="Instead of $KUBECONFIG or ~/.kube/config."),
 )
+_namespace_option = click.option("-n", "--namespace", metavar="NAME", help="Namespace of the target.")
+place_options = stacked(_namespace_option, cluster_options, docker_context_option)
 where_options = stacked(
-    click.option("-n", "--namespace", metavar="NAME", help="Namespace of the target."),
+    _namespace_option,
     click.option("-c", "--container", metavar="NAME", help="Container of the target, where it has several."),
     cluster_options,
     docker_context_option,
@@ -145,10 +147,8 @@ agent_options = stacked(
     click.option("--yes-host-network", is_flag=True, default=None, help="Go on where the target shares its host's network."),
 )
 env_options = stacked(
-    click.option(
-        "--env-include", metavar="GLOB", multiple=True, help="Of the target's environment, these too, which are left out by default."
-    ),
-    click.option("--env-exclude", metavar="GLOB", multiple=True, help="Of the target's environment, not these."),
+    click.option("--env-include", metavar="GLOB", multiple=True, help="Variables of the target to take that are left out by default."),
+    click.option("--env-exclude", metavar="GLOB", multiple=True, help="Variables of the target to leave out."),
     click.option("--env-set", metavar="NAME=VALUE", multiple=True, help="Set on top of the target's environment."),
 )
 common = verbosity

@@ -95,7 +95,7 @@ def as_text(value: Any) -> str:
 
 
 def where(environ: Mapping[str, str], options: Mapping[str, Any]) -> Where:
-    """`ls`: where to look for targets."""
+    """`ls`, and `doctor` of a namespace: where to look for targets."""
     found = load(environ, None, {name: value for name, value in options.items() if name != "container"}).loaded.value
     return Where(found.docker_context, found.namespace, found.context, found.kubeconfig)
 

@@ -40,12 +40,20 @@ def test_the_help_lists_every_command_with_one_line(capsys: pytest.CaptureFixtur
     assert all(f"\n  {name} " in text for name in COMMANDS)
 
 
-def test_the_table_of_commands_says_what_the_commands_say_of_themselves() -> None:
+def test_a_command_is_called_what_the_table_calls_it() -> None:
     ctx = click.Context(cli)
-    for name in COMMANDS:
-        command = cli.get_command(ctx, name)
-        assert command is not None
-        assert command.name == name
+    assert {name: command.name for name in COMMANDS if (command := cli.get_command(ctx, name))} == {name: name for name in COMMANDS}
+
+
+@pytest.mark.parametrize("words", all_commands(), ids=" ".join)
+def test_every_option_says_what_it_does(words: tuple[str, ...]) -> None:
+    command: click.Command | None = cli
+    for word in words:
+        assert isinstance(command, click.Group)
+        command = command.get_command(click.Context(command), word)
+    assert command is not None
+    mute = [one.name for one in command.params if isinstance(one, click.Option) and not one.help]
+    assert mute == []
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

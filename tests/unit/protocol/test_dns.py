@@ -87,6 +87,25 @@ def test_servfail_and_truncated_answers_are_not_kept_yet_their_addresses_count()
     assert (answer.truncated, answer.ttl_s, answer.addresses) == (True, 0, ("10.1.0.1",))
 
 
+@pytest.mark.parametrize("other", ["b.shop", "a.shop.other", ""])
+def test_an_answer_to_another_question_is_refused(other: str) -> None:
+    wire, query = asked("a.shop")
+    with pytest.raises(RemoteProtocolError, match="another question"):
+        read_answer(answered(asked(other)[0], "a.shop. 60 A 10.66.0.1"), query)
+    with pytest.raises(RemoteProtocolError, match="another question"):
+        read_answer(answered(asked("a.shop", "AAAA")[0], "a.shop. 60 A 10.66.0.1"), query)
+    assert read_answer(answered(wire, "a.shop. 60 A 10.1.0.1"), query).addresses == ("10.1.0.1",)
+
+
+def test_a_ttl_with_its_top_bit_set_is_none() -> None:
+    """RFC 2181, 8."""
+    wire, query = asked("a.shop")
+    message = bytearray(answered(wire, "a.shop. 60 A 10.1.0.1"))
+    message[read_answer(bytes(message), query).ttl_offsets[0]] |= 0x80
+    answer = read_answer(bytes(message), query)
+    assert (answer.ttl_s, answer.addresses_ttl_s, answer.addresses) == (0, 0, ("10.1.0.1",))
+
+
 def test_the_opt_record_s_flags_are_taken_for_no_ttl() -> None:
     wire, query = asked("a.shop", use_edns=0, want_dnssec=True)
     answer = dns.message.make_response(dns.message.from_wire(wire))
