@@ -27,7 +27,7 @@ from typing import Any
 
 from bridge.adapters.kube import agents, headroom, kubeconfig
 from bridge.adapters.kube.agents import AgentSettings
-from bridge.adapters.kube.api import Api, Missing, Refused
+from bridge.adapters.kube.api import Api, Missing, Refused, Unreachable
 from bridge.adapters.kube.carriers import Carriers
 from bridge.adapters.kube.launching import Launcher
 from bridge.adapters.kube.memory import Memory, Remembered
@@ -307,6 +307,8 @@ class KubePlace:
                 return await self._carriers.output(found.name, found.container, ["cat", "/proc/1/environ"])
             except Forbidden as error:
                 refused = error
+            except Unreachable:  # no answer is no reason to do with less
+                raise
             except ClusterError as error:
                 log.debug("! environment by exec: %s", error.message)
         if refused is None:
@@ -330,7 +332,7 @@ class KubePlace:
                 await self._launcher.running(found.name, name, lambda _: None)
                 command = [agents.PYTHON, "-m", "bridge.agent", "environ", "--container", target_id]
                 return await self._carriers.output(found.name, name, command)
-            except Forbidden:
+            except (Forbidden, Unreachable):
                 raise
             except ClusterError as error:
                 failed = error
