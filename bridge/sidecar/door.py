@@ -13,7 +13,6 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -25,7 +24,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bridge.adapters.splicing import pump
 from bridge.errors import RemoteProtocolError
+from bridge.model.fields import read_object
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,6 @@ PATH = Path("/run/mbridge/bridge.sock")
 _FIRST_LINE_BYTES = 4096
 _FIRST_LINE_S = 10
 _MAX_FDS = 2
-_PIECE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +104,10 @@ async def _first_line(sock: socket.socket) -> tuple[dict[str, object], list[int]
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds += _unpack(raw)
     try:
-        parsed = json.loads(line)
-    except ValueError as exc:
+        return read_object(line, "the door's first line"), fds
+    except RemoteProtocolError:
         _close_all(fds)
-        raise RemoteProtocolError("the door's first line is not JSON") from exc
-    if not isinstance(parsed, dict):
-        _close_all(fds)
-        raise RemoteProtocolError("the door's first line is no object")
-    return parsed, fds
+        raise
 
 
 async def _readable(sock: socket.socket) -> None:
@@ -161,36 +157,13 @@ def _carry(carrier: socket.socket) -> int:
     """
 
     def inwards() -> None:
-        _splice(0, carrier.fileno())
+        pump(0, carrier.fileno())
         with contextlib.suppress(OSError):
             carrier.shutdown(socket.SHUT_WR)
 
     threading.Thread(target=inwards, name="stdin", daemon=True).start()
-    _splice(carrier.fileno(), 1)
+    pump(carrier.fileno(), 1)
     return 0
-
-
-def _splice(source: int, sink: int) -> None:
-    """Within the kernel where a pipe is at hand, which an engine gives; until the source ends or the sink is gone."""
-    waiting = select.poll()
-    waiting.register(source, select.POLLIN)
-    waiting.register(sink, 0)  # POLLERR and POLLHUP are told in any case: nobody reads there any more
-    with contextlib.suppress(OSError):
-        while True:
-            # A splice that waits would hold the pipe's lock, and its reader up (fs/splice.c)
-            if any(fd == sink for fd, _ in waiting.poll()):
-                return
-            try:
-                if not os.splice(source, sink, _PIECE):
-                    return
-            except OSError as exc:
-                if exc.errno != errno.EINVAL:  # neither is a pipe
-                    raise
-                data = memoryview(os.read(source, _PIECE))
-                if not data:
-                    return
-                while data:
-                    data = data[os.write(sink, data) :]
 
 
 def _copy(sock: socket.socket) -> int:

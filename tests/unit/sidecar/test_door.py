@@ -1,7 +1,9 @@
-"""`door control` and `door carrier` under exec: a process whose stdio is joined to the door."""
+"""The door: whom it lets in; and `door control` and `door carrier` under exec, a process whose stdio is joined to it."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -10,6 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from bridge.sidecar.door import Door
 
 JOIN = """
 import sys
@@ -76,3 +80,39 @@ def test_a_carrier_ends_when_the_far_end_of_its_stdout_is_gone(listener: socket.
         with sock:
             process.stdout.close()
             assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"not whole",
+        b"[1]\n",
+        b"{\n",
+        b"[" * 4000 + b"\n",
+        b"x" * 5000,
+        b'{"type": "carrier", "id": 1, "via": "exec"}\n',
+        b'{"type": 1}\n',
+    ],
+)
+def test_whoever_says_what_the_door_does_not_know_is_shown_out_and_the_next_is_served(tmp_path: Path, said: bytes) -> None:
+    async def play() -> None:
+        controls: asyncio.Queue[socket.socket] = asyncio.Queue()
+        path = tmp_path / "bridge.sock"
+        async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+            serving = group.create_task(Door(controls.put_nowait, lambda carrier: None, path).serve())
+            while not path.exists():  # noqa: ASYNC110  a file, which tells nobody
+                await asyncio.sleep(0.001)
+            reader, writer = await asyncio.open_unix_connection(path)
+            writer.write(said)
+            writer.write_eof()
+            with contextlib.suppress(ConnectionResetError):  # its words were not read to the end
+                assert await reader.read() == b""
+            writer.close()
+            _, writer = await asyncio.open_unix_connection(path)
+            writer.write(b'{"type": "control"}\n')
+            (await controls.get()).close()
+            writer.close()
+            serving.cancel()
+
+    asyncio.run(play())
