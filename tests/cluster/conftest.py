@@ -54,7 +54,7 @@ def images(cluster: Cluster) -> str:
     agent = images.tag("agent")
     if not images.present(client, "agent"):
         images.build(client, "agent", lambda _: None)
-    client.images.build(path=str(HERE / "target"), tag=TARGET_IMAGE)
+    client.images.build(path=str(HERE / "target"), tag=TARGET_IMAGE, rm=True)
     cluster.load(agent, TARGET_IMAGE)
     return agent
 

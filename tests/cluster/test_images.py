@@ -130,7 +130,7 @@ def test_prune_takes_an_unused_image_of_ours_and_leaves_one_that_a_container_use
     names = [f"mbridge-agent:test-{secrets.token_hex(4)}" for _ in range(2)]
     for name in names:
         build = f"FROM scratch\nLABEL mbridge.image=agent made={name}\n"
-        client.images.build(fileobj=io.BytesIO(build.encode()), tag=name)
+        client.images.build(fileobj=io.BytesIO(build.encode()), tag=name, rm=True)
     held = client.containers.create(names[0], ["nothing"], labels={"mbridge.test": "cluster"})
     try:
         old = {one.what: one for one in image_store.superseded(client, [images])}
