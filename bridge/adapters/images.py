@@ -97,8 +97,10 @@ def build(client: docker.DockerClient, which: Which, progress: Progress) -> str:
 def _run_build(client: docker.DockerClient, context: io.BytesIO, name: str, progress: Progress) -> None:
     said: list[str] = []
     labels = {"mbridge.image": name.partition(":")[0].removeprefix("mbridge-")}
-    build = client.api.build
-    for event in build(fileobj=context, custom_context=True, tag=name, labels=labels, buildargs={"IMAGE": name}, rm=True, decode=True):
+    events = client.api.build(
+        fileobj=context, custom_context=True, tag=name, labels=labels, buildargs={"IMAGE": name}, rm=True, forcerm=True, decode=True
+    )
+    for event in events:
         if "error" in event:
             raise HostError(f"building {name} failed: {event['error']}", hint="\n".join(said[-15:]) or None)
         for line in event.get("stream", "").splitlines():
