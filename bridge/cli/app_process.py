@@ -1,5 +1,8 @@
 """The app's container as a process of the user's: stdio, terminal, signals, exit code, as `docker run` has them.
 
+Where nobody reads its stdout any more (`| head -1`), the app is ended as by `docker stop`, and the exit code is the shell's for
+SIGPIPE: a pipeline must not wait for a server.
+
 Order: attached and waited for before it starts, so that neither its first byte nor an end within milliseconds is missed.
 """
 
@@ -17,6 +20,7 @@ from bridge.engine.up import untorn
 from bridge.errors import EngineUnavailable, HostError
 
 _GRACE_S = 10  # as docker stop
+_BROKEN_PIPE = 128 + signal.SIGPIPE
 _IMPATIENT = 3  # as docker run: the third signal that has no effect ends it
 
 
@@ -37,6 +41,7 @@ class AppProcess:
         self.running = False  # from the moment that it may hear a signal: it can have spoken before the engine's answer is here
         self.started = False
         self._up = asyncio.Event()
+        self._unread = asyncio.Event()
         self._on_started = on_started
         self._write = write
         self._engine, self._container = engine, container
@@ -64,14 +69,14 @@ class AppProcess:
                 self._up.set()
                 self._on_started()
                 await self._resize()
-                code = await self._ended(waiting)
+                code = await self._ended_or_unread(waiting, stream)
                 self.running = False
                 if output is not None:
                     await output
             return code
         except asyncio.CancelledError:
             if self.started:
-                await untorn(self._stop(output), "stop app", to_the_end=True)
+                await untorn(self._stop(stream, output), "stop app", to_the_end=True)
             raise
         finally:
             self.running = False
@@ -81,12 +86,28 @@ class AppProcess:
             if stream is not None:
                 stream.close()
 
-    async def _stop(self, output: asyncio.Task[None] | None) -> None:
+    async def _stop(self, stream: Hijacked | None, output: asyncio.Task[None] | None) -> None:
         """We end it: it gets its stop signal and some time, as by `docker stop`, and its last words are still shown."""
+        stopping = asyncio.get_running_loop().create_task(self._engine.stop(self._container, _GRACE_S), name="app-stop")
+        if stream is not None and not (await asyncio.wait([stopping], timeout=_GRACE_S + 1))[0]:
+            stream.close()  # whoever reads our output does not; an engine waits for that before it calls a container ended
         with contextlib.suppress(HostError):
-            await self._engine.stop(self._container, _GRACE_S)
+            await stopping
             if output is not None:
                 await asyncio.wait([output], timeout=_GRACE_S)
+
+    async def _ended_or_unread(self, waiting: asyncio.Task[int], stream: Hijacked | None) -> int:
+        loop = asyncio.get_running_loop()
+        ended, unread = loop.create_task(self._ended(waiting), name="app-end"), loop.create_task(self._unread.wait(), name="app-unread")
+        try:
+            await asyncio.wait([ended, unread], return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                return ended.result()
+            await self._stop(stream, None)
+            return _BROKEN_PIPE
+        finally:
+            ended.cancel()
+            unread.cancel()
 
     async def kill(self) -> None:
         with contextlib.suppress(HostError):
@@ -112,9 +133,15 @@ class AppProcess:
             await self._engine.kill(self._container, name)
 
     async def _show(self, stream: Hijacked) -> None:
+        shown = {1, 2}
         async for kind, data in stream.chunks():
-            if not await self._write(2 if kind == STDERR else 1, data):
-                return  # nobody reads our output any more; the app goes on, as under docker run
+            fd = 2 if kind == STDERR else 1
+            if fd in shown and not await self._write(fd, data):
+                shown.discard(fd)  # a closed stderr is no reason to end
+                if fd == 1:
+                    stream.close()
+                    self._unread.set()
+                    return
 
     @contextlib.contextmanager
     def _terminal(self, stream: Hijacked) -> Iterator[None]:

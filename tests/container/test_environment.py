@@ -140,6 +140,15 @@ def test_A33_without_i_stdin_is_empty(run) -> None:
     assert run("sh", "-c", "cat; echo done", stdin=b"not for you\n").stdout == "done\n"
 
 
+def test_A33_a_pipeline_whose_reader_ends_does_not_wait_for_the_app(lab: Lab, own_cli: Cli) -> None:
+    process = own_cli.start("run", "--network", lab.outside, f"docker/{lab.target.name}", lab.programs_image, "yes")
+    assert process.stdout is not None
+    assert process.stdout.read(2) == b"y\n"
+    process.stdout.close()
+    assert process.wait(30) == 128 + signal.SIGPIPE
+    assert own_cli.status() == []
+
+
 @pytest.mark.parametrize("name", ["INT", "TERM", "HUP"])
 def test_A33_signals_are_passed_on(lab: Lab, own_cli: Cli, name: str) -> None:
     process = own_cli.start(
