@@ -165,9 +165,8 @@ def run(args: Sequence[str], caller: Caller | None = None) -> int:
         return _code(caller, EXIT_USAGE)
     except (KeyboardInterrupt, click.Abort):
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered must not fail once more at exit
-        return EXIT_FAULT
+    except SystemExit as ended:  # click's answer where nobody reads our stdout any more, and to a shell that completes
+        return ended.code if isinstance(ended.code, int) else EXIT_FAULT
     except Exception as error:
         _confess(ui, error, args)
         return _code(caller, EXIT_FAULT)

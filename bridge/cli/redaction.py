@@ -49,12 +49,7 @@ def of_json(value: Any, under: str = "") -> Any:
     if under and _NAMES.search(under):
         return GONE if value else value
     if isinstance(value, dict):
-        return {name: of_json(item, _named(str(name), under)) for name, item in value.items()}
+        return {name: of_json(item, str(name)) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [of_json(item, under) for item in value]
     return of_text(str(value))
-
-
-def _named(name: str, above: str) -> str:
-    # {"app.env": {"value": …}} and {"Env": […]}: `value` says nothing, the name above it does.
-    return above if name == "value" else name

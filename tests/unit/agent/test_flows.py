@@ -67,6 +67,31 @@ def test_a_name_is_looked_up_from_inside_the_target(tmp_path: Path) -> None:
     run(test())
 
 
+def test_of_a_names_addresses_the_first_that_answers_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with Running(tmp_path) as running, responder() as listener:
+            link = await running.link()
+            places = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in ("127.0.0.2", "127.0.0.1")]
+            monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **more: places)
+            channel = await link.open_flow("two.places", listener.getsockname()[1], APP)
+            (await accepted(listener)).close()
+            channel.abort()
+
+    run(test())
+
+
+def test_look_ups_past_the_bound_are_put_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dialling, "_LOOKUPS", 0)
+
+    async def test() -> None:
+        async with Running(tmp_path) as running:
+            with pytest.raises(FlowRefused, match="EAGAIN"):
+                await (await running.link()).open_flow("localhost", 80, APP)
+            assert running.agent.dialler.flows == 0
+
+    run(test())
+
+
 @pytest.mark.parametrize("name", ["no\0name", "a..b", "x" * 64 + ".y", "xn--\x7f"])
 def test_a_name_that_is_none_is_refused_and_counts_no_more(tmp_path: Path, name: str) -> None:
     async def test() -> None:

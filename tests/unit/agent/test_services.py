@@ -44,6 +44,16 @@ async def udp_server(answer: Callable[[bytes], bytes], family: int = socket.AF_I
             loop.remove_reader(sock)
 
 
+@asynccontextmanager
+async def silent() -> AsyncIterator[int]:
+    """A port at which UDP and TCP are taken and nothing is said."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, socket.socket() as listener:
+        sock.bind(("127.0.0.1", 0))
+        listener.bind(sock.getsockname())
+        listener.listen()
+        yield sock.getsockname()[1]
+
+
 @pytest.mark.parametrize("size", [0, 1, 1472, 65507])
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_datagrams_of_any_size_come_back_whole(tmp_path: Path, size: int, address: str) -> None:
@@ -67,6 +77,26 @@ def test_a_closed_udp_port_is_told_as_unreachable(tmp_path: Path, address: str) 
             channel, messages = await running.udp()
             channel.send(udp.Datagram(7, address, port, b"anyone?"))
             assert await messages.get() == udp.Unreachable(7, address, port, "ECONNREFUSED")
+
+    run(test())
+
+
+def test_one_peers_error_loses_no_datagram_to_another() -> None:
+    """The kernel tells an error at the next send, to whomever that goes."""
+
+    async def test() -> None:
+        sent: list[udp.Message] = []
+        associations = Associations(asyncio.get_running_loop(), sent.append)
+        async with udp_server(bytes) as closed:
+            pass
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+            peer.bind(("127.0.0.1", 0))
+            peer.settimeout(2)
+            associations.on_datagram(udp.Datagram(7, "127.0.0.1", closed, b"anyone?"))
+            associations.on_datagram(udp.Datagram(7, *peer.getsockname(), b"hello"))
+            assert peer.recv(100) == b"hello"
+        assert sent == [udp.Unreachable(7, "127.0.0.1", closed, "ECONNREFUSED")]
+        associations.close()
 
     run(test())
 
@@ -190,6 +220,53 @@ def test_whichever_nameserver_the_bridge_read_in_resolv_conf_is_asked(tmp_path: 
     run(test())
 
 
+def test_questions_past_the_bound_and_what_is_no_question_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridge.agent.asking.MOST_UNDER_WAY", 1)
+
+    async def test() -> None:
+        async with silent() as port, Running(tmp_path, dns_port=port) as running:
+            channel, messages = await running.control()
+            await messages.get()
+            channel.send(control.Ask(1, "127.0.0.1", QUERY[:11]))
+            assert await messages.get() == control.Answer(1, b"", "EINVAL")
+            channel.send(control.Ask(2, "127.0.0.1", QUERY))
+            channel.send(control.Ask(3, "127.0.0.1", QUERY))
+            assert await messages.get() == control.Answer(3, b"", "EAGAIN")
+
+    run(test())
+
+
+@pytest.mark.parametrize("over_tcp", [False, True])
+def test_a_nameserver_that_says_nothing_is_a_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, over_tcp: bool) -> None:
+    monkeypatch.setattr("bridge.agent.asking.TIMEOUT_S", 0.05)
+
+    async def test() -> None:
+        async with silent() as port, Running(tmp_path, dns_port=port) as running:
+            channel, messages = await running.control()
+            await messages.get()
+            channel.send(control.Ask(1, "127.0.0.1", QUERY, over_tcp))
+            assert await messages.get() == control.Answer(1, b"", "ETIMEDOUT")
+
+    run(test())
+
+
+def test_a_nameserver_that_hangs_up_in_its_answer_is_a_reset(tmp_path: Path) -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(2 + len(QUERY))
+        writer.write(b"\0\x20half")
+        writer.close()
+
+    async def test() -> None:
+        server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+        async with server, Running(tmp_path, dns_port=server.sockets[0].getsockname()[1]) as running:
+            channel, messages = await running.control()
+            await messages.get()
+            channel.send(control.Ask(1, "127.0.0.1", QUERY, True))
+            assert await messages.get() == control.Answer(1, b"", "ECONNRESET")
+
+    run(test())
+
+
 def test_an_answer_with_another_id_is_not_taken(tmp_path: Path) -> None:
     async def test() -> None:
         answers = iter([b"\0\0" + QUERY[2:], QUERY])
@@ -256,6 +333,21 @@ def test_a_bridge_of_another_major_version_gets_no_facts(tmp_path: Path) -> None
     run(test())
 
 
+def test_who_asks_before_hello_is_cut_off(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with Running(tmp_path) as running:
+            link = await running.link()
+            lost = asyncio.Event()
+            bodies: list[bytes] = []
+            messages = Messages(await link._subsystem(control.SUBSYSTEM_CONTROL), control.MAX_FRAME, bodies.append, lost.set)
+            messages.send(control.encode(control.Ask(1, "127.0.0.1", QUERY)))
+            await lost.wait()
+            assert [type(control.decode(body)) for body in bodies] in ([], [control.Hello])
+            assert "hello" in await link.closed
+
+    run(test())
+
+
 def test_an_unknown_key_gets_nowhere(tmp_path: Path) -> None:
     async def test() -> None:
         async with Running(tmp_path) as running:
@@ -276,6 +368,31 @@ def test_the_agent_ends_when_its_link_has_been_gone_for_the_ttl(tmp_path: Path) 
             assert not running.agent.ended.is_set()
             link.close()
             await asyncio.wait_for(running.agent.ended.wait(), 2)
+
+    run(test())
+
+
+def test_with_flows_open_the_agent_waits_longer_for_its_bridge(tmp_path: Path) -> None:
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        async with Running(tmp_path, ttl_s=0.3) as running, await asyncio.start_server(lambda *_: None, "127.0.0.1", 0) as server:
+            link = await running.link()
+            running.transports[0].set_secret(await link.agree_secret())
+            await link.open_flow(*server.sockets[0].getsockname(), ("172.18.0.9", 1))
+            began = loop.time()
+            carrier = running.transports[0]._carrier
+            assert carrier is not None
+            carrier.close()  # cut: the stream above it is not ended
+            await running.agent.ended.wait()
+            assert 0.9 < loop.time() - began < 5
+
+    run(test())
+
+
+def test_the_agents_socket_is_its_own_alone(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with Running(tmp_path):
+            assert (tmp_path / "run/agent.sock").stat().st_mode & 0o777 == 0o600
 
     run(test())
 

@@ -145,3 +145,14 @@ def test_the_help_imports_nothing_heavy() -> None:
     program = f"import sys; from bridge.cli.main import run; run(['--help']); print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault_of_ours() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "bridge.cli.main", "completion", "fish"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(20) == 1

@@ -16,7 +16,7 @@ import pytest
 from bridge.cli import detached, several
 from bridge.cli.hosting import Manner
 from bridge.cli.session_log import to_file
-from bridge.cli.several import Prefixed, up_one, up_several
+from bridge.cli.several import Prefixed, ended_by_signals, up_one, up_several
 from bridge.cli.ui import Ui
 from bridge.errors import BridgeError, HostError
 from bridge.model.target import DockerTarget
@@ -61,7 +61,7 @@ def test_each_whole_line_carries_its_apps_name_and_keeps_its_stream() -> None:
 
 def test_a_line_without_end_is_passed_on_in_parts() -> None:
     endless = b"x" * (70 << 10)
-    assert b"".join(data for _, data in written([(1, endless)])) == b"web | " + endless + b"\n"
+    assert written([(1, endless), (1, b"end\n")]) == [(1, b"web | " + endless + b"\n"), (1, b"web | end\n")]
 
 
 def hosts(monkeypatch: pytest.MonkeyPatch, hosted: Hosted) -> None:
@@ -114,6 +114,24 @@ def test_a_signal_is_down_for_all_and_no_failure(monkeypatch: pytest.MonkeyPatch
     hosts(monkeypatch, host)
     assert asyncio.run(up_several([wish("a"), wish("b")], quiet, on_ready=lambda app, session: ready.append((app, session)))) == 0
     assert (sorted(undone), ready) == (["a", "b"], [("a", "id-a"), ("b", "id-b")])
+
+
+def test_a_second_signal_does_not_interrupt_the_undo() -> None:
+    undone: list[str] = []
+
+    async def run() -> None:
+        async with ended_by_signals() as came:
+            os.kill(os.getpid(), signal.SIGINT)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+                await asyncio.sleep(0.05)
+                undone.append("all")
+        assert came == [signal.SIGINT, signal.SIGTERM]
+
+    asyncio.run(run())
+    assert undone == ["all"]
 
 
 @pytest.mark.parametrize(

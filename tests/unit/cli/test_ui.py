@@ -160,3 +160,9 @@ def test_an_empty_table_says_so_on_stderr_and_prints_nothing() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(-3, "0s"), (59.9, "59s"), (190, "3m 10s"), (7500, "2h 05m"), (270000, "3d 3h")])
 def test_a_span_is_said_in_the_two_units_that_matter(seconds: float, text: str) -> None:
     assert ago(seconds) == text
+
+
+@pytest.mark.parametrize("char", "\x1b\x7f\x9b\u202e\u2066\u200f\u2028\ud800")
+def test_no_character_of_a_name_turns_the_line_around(char: str) -> None:
+    escaped = f"\\x{ord(char):02x}" if ord(char) < 256 else f"\\u{ord(char):04x}"
+    assert printable(f"a{char}b") == f"a{escaped}b"

@@ -308,6 +308,16 @@ def test_a_stream_that_is_not_known_is_refused_by_name() -> None:
         hear(world.client, encode(Kind.REFUSED, b"the stream is not known here"))
 
 
+def test_a_stream_whose_secret_is_not_agreed_yet_cannot_be_taken_up() -> None:
+    world = World()
+    world.attach()
+    world.move(1 << 30, 1 << 30)
+    assert world.server is not None
+    with pytest.raises(StreamRefused, match="no secret yet"):
+        greet(world, encode(Kind.RESUME, ID + b"n" * 16 + u64(0)))
+    assert world.server.state is State.CARRIED
+
+
 def test_the_agents_words_cannot_steer_a_terminal() -> None:
     world = resumed()
     with pytest.raises(StreamRefused) as refused:
