@@ -11,7 +11,6 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 
 from bridge.adapters.resumable import ResumableTransport
 from bridge.adapters.ssh import connect_ssh
@@ -27,13 +26,11 @@ from bridge.engine.up import untorn
 from bridge.errors import AgentFailed, BridgeError
 from bridge.model.facts import AgentIdentity
 from bridge.model.plan import Agent, Op, Plan
-from bridge.model.session import LinkStatus, SessionStatus, State
+from bridge.model.session import SessionStatus, State
 from bridge.model.wish import SessionWish
-from bridge.protocol.door import LinkStatus as DoorLinkStatus
+from bridge.protocol.door import LinkStatus
 
 log = logging.getLogger(__name__)
-
-_LINK_STATES = {"connected": "up", "connecting": "connecting", "reconnecting": "connecting", "failed": "down"}
 
 
 async def forward(wish: SessionWish, forwards: Sequence[Forward], ui: Ui) -> int:
@@ -152,10 +149,9 @@ class _Linked:
             else:
                 self.supervisor.agent_changed(self._agent.host_key, self._agent.agent_id)
 
-    def _on_status(self, told: DoorLinkStatus) -> None:
-        since = datetime.fromtimestamp(told.since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    def _on_status(self, told: LinkStatus) -> None:
         state = State.READY if told.state == "connected" else State.STARTING if told.state == "connecting" else State.RECONNECTING
-        self._status = replace(self._status, link=LinkStatus(told.via, _LINK_STATES[told.state], since))
+        self._status = replace(self._status, link=sessions.link_status(told))
         if state is not self._status.state:
             self._status = self._status.changed(state, sessions.now(), told.why)
         self._folder.write_status(self._status)

@@ -28,7 +28,6 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,7 +46,7 @@ from bridge.errors import BridgeError, HostError, SpecError
 from bridge.model.environ import choose, envfile, parse_environ
 from bridge.model.facts import BridgeConfig, TargetFound
 from bridge.model.plan import Agent, Container, Folder, Op, Plan, Start, Volume, containers
-from bridge.model.session import LinkStatus, SessionStatus, State
+from bridge.model.session import SessionStatus, State
 from bridge.model.wish import SessionWish
 from bridge.protocol import door as wire
 
@@ -56,7 +55,6 @@ log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, sessions.END)
 _WARN_AFTER_S = 0.5  # a carrier that makes way for a better one is no news
 _SLOW_START_S = 3.0  # a first link that takes longer is told, with its reason
-_LINK_STATES = {"connected": "up", "connecting": "connecting", "reconnecting": "connecting", "failed": "down"}
 
 
 class StepLine(Protocol):
@@ -287,8 +285,7 @@ class _Hosting:
     def _on_status(self, status: wire.Status | None, trouble: str | None) -> None:
         """From the bridge, or None with what the host itself saw."""
         if status is not None:
-            since = datetime.fromtimestamp(status.link.since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            link = LinkStatus(status.link.via, _LINK_STATES[status.link.state], since)
+            link = sessions.link_status(status.link)
             self._status = dataclasses.replace(
                 self._status, link=link, warnings=status.warnings, holder=status.holder, flows=status.flows,
             )  # fmt: skip

@@ -36,11 +36,13 @@ from bridge.errors import BridgeError, CleanupError, HostError, SpecError
 from bridge.model import plan as plans
 from bridge.model.plan import Plan
 from bridge.model.session import LinkStatus, SessionStatus, State
+from bridge.protocol import door
 
 END = signal.SIGUSR1  # `down` to a host process: others are passed on to the app; a process that does not know it yet ends by it
 _ID_LETTERS = 6
 _UNDOING = "undoing"  # in the lock of a `down`: no pid, for nobody may end it
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
+_LINK_STATES = {"connected": "up", "connecting": "connecting", "reconnecting": "connecting", "failed": "down"}
 _STOP_S = 30.0  # how long a host process may take to undo what it serves
 Say = Callable[[str], None]
 
@@ -72,6 +74,11 @@ def owner() -> str:
 def now() -> str:
     """As a status has its times."""
     return datetime.now(UTC).strftime(_TIME)
+
+
+def link_status(told: door.LinkStatus) -> LinkStatus:
+    """What a supervisor told of its link, as a status has it."""
+    return LinkStatus(told.via, _LINK_STATES[told.state], datetime.fromtimestamp(told.since, UTC).strftime(_TIME))
 
 
 def key_pair() -> tuple[str, str]:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from bridge.engine.connection import Agent, Brought, CarrierFailed, KeptConnection, Ssh, Transport
 from bridge.engine.needs import Channel, FlowRefused
-from bridge.errors import BridgeError, LinkError, LinkLost
+from bridge.errors import BridgeError, LinkError, LinkLost, first_of
 from bridge.model.facts import Facts
 from bridge.protocol import control, udp
 from bridge.protocol.backoff import Backoff
@@ -104,7 +104,7 @@ class Supervisor:
                 for task in tasks:
                     task.cancel()
         except* BridgeError as failed:
-            self._over = _first(failed)
+            self._over = first_of(failed)
         finally:
             self._over = self._over or LinkError("the session has ended")
             self._stopped.set()
@@ -255,11 +255,3 @@ def _answer(answer: control.Answer, nameserver: str) -> bytes:
     if answer.error is not None:
         raise LinkError(f"{nameserver} cannot be asked: {answer.error}")
     return answer.answer
-
-
-def _first(group: BaseExceptionGroup[BridgeError]) -> BridgeError:
-    first: BaseException = group
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    assert isinstance(first, BridgeError)
-    return first

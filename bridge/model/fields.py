@@ -8,13 +8,13 @@ no socket and no terminal takes.
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 from bridge.errors import RemoteProtocolError
 
 MOST_NUMBER = 1 << 63
 _MOST_PRINTED = 256
+_YEAR_10000_S = 253_402_300_800  # datetime.MAXYEAR is the one before
 
 
 def read_object(raw: bytes, what: str) -> dict[str, Any]:
@@ -65,9 +65,9 @@ def number(data: dict[str, Any], name: str, what: str, default: int | None = Non
 
 
 def seconds(data: dict[str, Any], name: str, what: str) -> float:
-    """A time; not NaN, not infinite, and no integer that a float cannot hold."""
+    """A time since the epoch that a calendar has; so neither NaN nor infinite, nor an integer that a float cannot hold."""
     value = data.get(name)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < MOST_NUMBER or not math.isfinite(value):
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < _YEAR_10000_S:
         raise RemoteProtocolError(f"{what}: {name} is missing or no time")
     return float(value)
 

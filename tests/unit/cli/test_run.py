@@ -50,9 +50,10 @@ def test_our_options_stand_before_or_after_the_target(words: list[str]) -> None:
     ids=" ".join,
 )
 def test_what_follows_the_image_is_the_apps_whatever_it_looks_like(words: list[str]) -> None:
-    ran = mbridge("run", "docker/x", "img", *words)
-    assert ran.code == 0, ran.err
-    assert ran.wish.app == AppWish("img", tuple(words))
+    for ours, ports in (([], ()), (["-p80:80"], ("80:80",)), (["-ip80:80"], ("80:80",)), (["-ip", "80:80"], ("80:80",))):
+        ran = mbridge("run", "docker/x", *ours, "img", *words)
+        assert ran.code == 0, ran.err
+        assert (ran.wish.app.image, ran.wish.app.command, ran.wish.app.ports) == ("img", tuple(words), ports)
 
 
 def test_flags_in_one_word_take_no_value_but_the_last_may(monkeypatch: pytest.MonkeyPatch) -> None:

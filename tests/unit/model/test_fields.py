@@ -41,7 +41,7 @@ def test_what_is_no_number_is_refused(value: object) -> None:
         number({"it": value}, "it", "x")
 
 
-@pytest.mark.parametrize("value", [None, True, "1", math.nan, math.inf, -math.inf, 10**400, -(10**400)])
+@pytest.mark.parametrize("value", [None, True, "1", math.nan, math.inf, -math.inf, 10**400, -(10**400), -1, 1 << 40])
 def test_what_is_no_time_is_refused(value: object) -> None:
     with pytest.raises(RemoteProtocolError, match="x: it"):
         seconds({"it": value}, "it", "x")
