@@ -5,7 +5,8 @@
 
 Theory of operation: one watch on the one pod, renewed every five minutes, so an idle session costs a request in five minutes;
 where watching is forbidden, a look every 20 s. While nothing is there, the workload is asked at growing intervals. An API
-server that does not answer is no change of the target: the watch is tried again until it is back.
+server that does not answer is no change of the target: the watch is tried again until it is back. One that ends watches as soon as
+they begin (a proxy that lets no stream pass) is asked at growing intervals too, 20 s in the end.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ Change = tuple[Literal["gone", "back", "moved"], str]
 _WATCH_S = 300
 _POLL_S = 20.0
 _AWAY_MAX_S = 5.0
+_SOON_S = 10.0  # a watch that ended sooner was ended by somebody in between
 
 
 class Follower:
@@ -79,6 +81,7 @@ class Follower:
     async def _states(self) -> AsyncGenerator[Json | None, None]:
         """The pod now and after each change; None once it is gone."""
         path, name, pause = path_of("pod", self._namespace), self.found.name, 0.2
+        now = asyncio.get_running_loop().time
         while True:
             try:
                 if not self._may_watch:
@@ -86,16 +89,21 @@ class Follower:
                     await asyncio.sleep(_POLL_S)
                     continue
                 query = [("watch", "true"), ("fieldSelector", f"metadata.name={name}"), ("timeoutSeconds", str(_WATCH_S))]
-                seen = False
+                seen, began = False, now()
                 async with contextlib.aclosing(self._api.lines(path, query)) as lines:
                     async for line in lines:
                         event = json.loads(line)
                         if event["type"] == "ERROR":
                             break
-                        seen, pause = True, 0.2
+                        seen = True
                         yield None if event["type"] == "DELETED" else event["object"]
                 if not seen:  # a watch begins with the object as it is: there is none
                     yield await self._api.get(f"{path}/{name}")
+                if now() - began < _SOON_S:
+                    await asyncio.sleep(pause)
+                    pause = min(pause * 2, _POLL_S)
+                else:
+                    pause = 0.2
             except Missing:
                 yield None
             except Forbidden:
