@@ -143,7 +143,8 @@ class SessionFolder:
             raise SpecError(f"the session's plan cannot be read: {(exc.strerror or str(exc)).lower()}") from exc
 
     def write_status(self, status: SessionStatus) -> None:
-        with contextlib.suppress(FileNotFoundError):  # `down` was faster
+        """A file that cannot be written is no reason to end a session that runs."""
+        with contextlib.suppress(FileNotFoundError, HostError):  # FileNotFoundError: `down` was faster
             _write(self.path / "status.json", json.dumps(status.to_json()).encode())
 
     def status(self) -> SessionStatus | None:
@@ -309,15 +310,19 @@ async def _ended(folder: SessionFolder, pid: int) -> bool:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all: by rename, 0600."""
+    """Whole or not at all: by rename, 0600. Raises HostError; FileNotFoundError where its folder is gone."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, data)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    fresh.replace(path)
+        with open(fresh, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    except FileNotFoundError:
+        raise
+    except OSError as exc:
+        fresh.unlink(missing_ok=True)
+        raise HostError(f"{path} cannot be written: {(exc.strerror or str(exc)).lower()}", hint=f"df -h {path.parent}") from exc
 
 
 @contextlib.contextmanager

@@ -130,6 +130,29 @@ def test_down_undoes_the_journal_of_a_killed_process_and_twice_is_fine(folder: S
         assert not folder.path.exists()
 
 
+def test_a_full_disk_is_told_leaves_the_plan_whole_and_ends_no_session(folder: SessionFolder) -> None:
+    """RLIMIT_FSIZE cuts a write as a disk does that has room for its first bytes."""
+    folder.save(_plan(folder))
+    program = f"""
+import resource
+from bridge.cli.sessions import SessionFolder, root
+from bridge.errors import HostError
+from bridge.model.plan import Folder, Plan
+from bridge.model.session import SessionStatus, State
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+folder = SessionFolder(root() / {folder.id!r})
+folder.write_status(SessionStatus(folder.id, "docker/x", State.READY, "2026-03-01T09:30:00Z"))
+try:
+    folder.save(Plan(folder.id, "docker/other", "app", "k", {{}}, {{}}, ()))
+except HostError as error:
+    print(error.message, error.hint)
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=20).stdout
+    assert said == f"{folder.path}/plan.json cannot be written: file too large df -h {folder.path}\n"
+    assert folder.plan() == _plan(folder)
+    assert [path.name for path in folder.path.iterdir()] == ["plan.json"]
+
+
 def test_a_folder_without_a_plan_had_changed_nothing(folder: SessionFolder) -> None:
     with folder.lock():
         pass
