@@ -86,6 +86,8 @@ def _split(args: list[str]) -> tuple[list[str], list[str]]:
     while taken < len(args):
         if args[taken] == "--scenario":
             taken += 2
+        elif args[taken].startswith("--scenario="):
+            taken += 1
         elif args[taken].startswith("-") and args[taken] not in ("-h", "--help", "--clean", "--clean-images"):
             break
         else:
