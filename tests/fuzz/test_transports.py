@@ -21,6 +21,7 @@ from bridge.adapters.docker.wire import Hijacked, _body, _header
 from bridge.adapters.kube.pump import Pump
 from bridge.errors import EngineUnavailable, RemoteProtocolError
 from bridge.protocol import control, packets, udp, wsframes
+from bridge.protocol.channels import Channels
 
 MANY = settings(max_examples=500, deadline=None)
 CUTS = st.lists(st.integers(1, 40), max_size=30)
@@ -123,7 +124,7 @@ def test_channels_are_told_apart_and_only_the_data_reaches_the_carrier(
         connection = _Connection()
         answer: Any = SimpleNamespace(connection=connection, close=lambda: None)
         with near:
-            pump = Pump(answer, far, channel_out=channel_out, errors=errors, skip=skip)
+            pump = Pump(answer, far, Channels(channel_out, errors, skip))
             for piece in cut(wire, cuts):
                 pump.data_received(piece)
             pump.data_received(noise)
