@@ -132,7 +132,9 @@ async def run_plugin(plugin: ExecPlugin, access: Access) -> dict[str, Any]:
         raise ClusterError(f"credential plugin '{name}' of user '{access.user}' is not installed", hint=hint)
     spec: dict[str, Any] = {"interactive": sys.stdin.isatty() and plugin.interactive != "Never"}
     if plugin.cluster_info:
-        spec["cluster"] = {"server": access.server, "certificate-authority-data": base64.b64encode(access.ca or b"").decode()}
+        told = {"server": access.server, "tls-server-name": access.tls_server_name, "insecure-skip-tls-verify": access.insecure,
+                "certificate-authority-data": base64.b64encode(access.ca or b"").decode(), "proxy-url": access.proxy_url}  # fmt: skip
+        spec["cluster"] = {name: value for name, value in told.items() if value}
     info = {"kind": "ExecCredential", "apiVersion": plugin.api_version, "spec": spec}
     environ = os.environ | dict(plugin.env) | {"KUBERNETES_EXEC_INFO": json.dumps(info)}
     process = await asyncio.create_subprocess_exec(
