@@ -28,6 +28,7 @@ from bridge.protocol import channels, spdy
 
 OFFERED = (spdy.PROTOCOL, channels.PORT_FORWARD)  # for port-forward, best first
 _BUFFER = 1 << 20
+_MOST_OUTPUT, _MOST_WORDS = 8 << 20, 64 << 10  # an environment is 2 MiB at most here (execve(2)'s limit with an 8 MiB stack)
 
 
 class Carriers:
@@ -82,12 +83,15 @@ class Carriers:
         """What a command prints; it goes through no log. Raises ClusterError with the command's own words when it fails."""
         ws = await self._api.websocket(*self._exec(pod, container, command, stdin=False), channels.EXEC)
         out, err, status = bytearray(), bytearray(), bytearray()
-        kept = {1: out, 2: err, 3: status}
+        kept = {1: (out, _MOST_OUTPUT), 2: (err, _MOST_WORDS), 3: (status, _MOST_WORDS)}
         try:
             async with asyncio.timeout(limit_s):
                 async for message in ws:
                     if message.type is aiohttp.WSMsgType.BINARY and message.data and message.data[0] in kept:
-                        kept[message.data[0]] += message.data[1:]
+                        held, most = kept[message.data[0]]
+                        held += message.data[1:]
+                        if len(held) > most:
+                            raise ClusterError(f"{command[0]} in container '{container}' of pod {pod} prints more than {most >> 10} KiB")
         except TimeoutError:
             raise ClusterError(f"{command[0]} in container '{container}' of pod {pod} gave no answer in {limit_s:.0f} s") from None
         finally:
@@ -96,7 +100,7 @@ class Carriers:
             verdict = json.loads(bytes(status) or b"{}")
         except ValueError:
             verdict = {}
-        if verdict.get("status") != "Success":
+        if not isinstance(verdict, dict) or verdict.get("status") != "Success":
             said = bytes(err).decode(errors="replace").strip() or _words(bytes(status).decode(errors="replace")) or "the stream broke off"
             raise ClusterError(f"{command[0]} in container '{container}' of pod {pod}: {said}")
         return bytes(out)

@@ -190,3 +190,37 @@ def test_a_server_that_is_not_there_is_named_with_the_cause() -> None:
     with pytest.raises(Unreachable, match=r"unable to connect to the server http://127\.0\.0\.1:1: connection refused") as caught:
         asyncio.run(ask())
     assert caught.value.hint == "kubectl --context dev cluster-info"
+
+
+async def _exec(request: web.Request) -> web.WebSocketResponse:
+    """A kubelet's: what each command of the test prints, and the Status that ends it."""
+    ws = web.WebSocketResponse(protocols=("v5.channel.k8s.io",), max_msg_size=0)
+    await ws.prepare(request)
+    match request.query["command"]:
+        case "flood":
+            with contextlib.suppress(ConnectionError):
+                for _ in range(64):
+                    await ws.send_bytes(b"\1" + bytes(1 << 18))
+        case "odd":
+            await ws.send_bytes(b"\3[]")
+        case "true":
+            await ws.send_bytes(b"\1said")
+            await ws.send_bytes(b'\3{"status": "Success"}')
+    await ws.close()
+    return ws
+
+
+def output_of(command: str) -> bytes:
+    async def ask() -> bytes:
+        async with api(_exec) as made:
+            return await Carriers(made, "shop").output("web", "app", [command])
+
+    return asyncio.run(ask())
+
+
+def test_the_output_of_a_command_is_bounded_and_an_odd_status_is_no_success() -> None:
+    assert output_of("true") == b"said"
+    with pytest.raises(ClusterError, match="flood in container 'app' of pod web prints more than 8192 KiB"):
+        output_of("flood")
+    with pytest.raises(ClusterError, match="odd in container 'app' of pod web"):
+        output_of("odd")
