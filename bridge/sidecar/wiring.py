@@ -10,7 +10,7 @@ resolvers and files change, listeners and queue stay, and there is no moment in 
 What an earlier bridge learned of names stands in the kernel's rules and is taken over from there: a `deny` by name holds
 although the app does not ask for the name again.
 
-Limits: a network that the session joins later is CLUSTER until the next wiring.
+Limits: where the engine's resolver came with a network that was joined later, it is not asked for containers' names.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 from bridge.adapters import nft
 from bridge.adapters.engine_dns import EngineDns
 from bridge.adapters.listeners import Arrival, Listener, ResolverSockets, reset, resolver_sockets
-from bridge.adapters.netlink import MARK_REPLY, MARK_SELF, PRIORITY_NAMES, SessionRoutes
+from bridge.adapters.netlink import MARK_REPLY, MARK_SELF, PRIORITY_NAMES, PRIORITY_NETWORKS, SessionRoutes
 from bridge.adapters.nfqueue import MARK_HOST_UNREACHABLE, MARK_NET_UNREACHABLE, MARK_REFUSE, SynQueue
 from bridge.adapters.tun import MTU, open_tun
 from bridge.engine.datagrams import Datagrams
@@ -38,6 +38,7 @@ from bridge.model.facts import BridgeConfig, Facts
 from bridge.model.kernel import unmet
 from bridge.model.rules import Route, RuleSet, Verdict, parse_rule
 from bridge.protocol.dns import merge_hosts, parse_resolv_conf
+from bridge.sidecar.networks import follow
 from bridge.sidecar.probe import read_setting
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,8 @@ class Wired:
         self.tun = f"mb-{config.session}"
         self._group = group
         self._routes = SessionRoutes()
+        self._routing = asyncio.Lock()
+        self._routed: tuple[Sequence[str], list[str]] = (), []  # the target's addresses, the app's own networks
         self._kept: list[Route] = []  # of an earlier bridge of this netns
         self._unmet = tuple(unmet(read_setting))
         self._loop = asyncio.get_running_loop()
@@ -84,6 +87,7 @@ class Wired:
         self._start_dns()
         await self._redirect(facts)
         self._start_datagrams(tun_fd, app_networks)
+        self._group.create_task(follow(self._look_at_networks), name="networks")
         self._write_files(facts)
         self.facts = facts
 
@@ -100,10 +104,24 @@ class Wired:
 
     async def _route(self, facts: Facts) -> list[str]:
         """Addresses, routes and rules; the app's own networks, which are left alone."""
-        app_networks = _not_the_targets(await self._routes.app_networks(self.tun), facts.addresses)
-        await self._routes.wire(self.tun, MTU, facts.addresses, app_networks, [*self.rules.routes(), *self._kept])
-        self._kept = []  # these stand; from here on they end as what is learned does
+        async with self._routing:
+            app_networks = _not_the_targets(await self._routes.app_networks(self.tun), facts.addresses)
+            await self._routes.wire(self.tun, MTU, facts.addresses, app_networks, [*self.rules.routes(), *self._kept])
+            self._kept = []  # these stand; from here on they end as what is learned does
+            self._routed = facts.addresses, app_networks
         return app_networks
+
+    async def _look_at_networks(self) -> None:
+        """The session has joined a network, or left one: its own networks are DIRECT from now on."""
+        async with self._routing:
+            addresses, before = self._routed
+            now = _not_the_targets(await self._routes.app_networks(self.tun), addresses)
+            for networks, change in ((set(now) - set(before), self._routes.learn), (set(before) - set(now), self._routes.forget)):
+                await change([Route(PRIORITY_NETWORKS, network, Verdict.DIRECT, None, None) for network in networks])
+            self._routed = addresses, now
+        if self.datagrams is not None and now != before:
+            log.info("the app's own networks are now %s", ", ".join(now) or "none")
+            self.datagrams.app_networks(now)
 
     async def _redirect(self, facts: Facts) -> None:
         """A resolver for each nameserver of the target, then the nft table that sends the app there, then no other resolver."""

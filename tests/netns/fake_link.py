@@ -12,6 +12,7 @@ import socket
 import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import cast
 
 from bridge.engine.needs import FlowRefused, Sink
 from bridge.model.facts import BridgeConfig, Facts
@@ -34,9 +35,8 @@ class SocketChannel(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(_WINDOW_BYTES)
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by class
+        self._transport.set_write_buffer_limits(_WINDOW_BYTES)
 
     def attach(self, sink: Sink) -> None:
         self._sink = sink
