@@ -2,6 +2,9 @@
 
 Theory of operation: the kernel tells of each address that comes or goes (rtnetlink(7)). What it says is not read, for the
 addresses as they are then are what counts; so a message that is lost (ENOBUFS) is a reason to look like any other.
+
+Limits: until the look the new network's gateway is routed to the tun. An engine that makes it the default route in that moment
+asks the kernel for the way to it, gets the tun, and fails ("failed to set gateway: network is unreachable").
 """
 
 from __future__ import annotations
