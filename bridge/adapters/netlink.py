@@ -76,10 +76,15 @@ class SessionRoutes:
     async def wire(self, tun: str, mtu: int, addresses: Sequence[str], app_networks: Iterable[str], routes: Iterable[Route]) -> None:
         """Give the tun the target's `addresses` ("10.0.3.7/24"), send CLUSTER to it, and keep `routes`' verdicts.
 
-        Called again, the netns has these addresses and networks alone; what was learned stays, for open flows go by it.
+        Called again, new flows have these addresses; those of before, and rules that are not wanted any more, stand until
+        `take_away_stale`. What was learned stays, for open flows go by it.
         Raises KernelLacks, MissingCapability.
         """
         await self._call(self._routes.wire, tun, mtu, addresses, list(app_networks), list(routes))
+
+    async def take_away_stale(self) -> None:
+        """The netns has what `wire` was last told, and what was learned since, and nothing else of ours."""
+        await self._call(self._routes.take_away_stale)
 
     async def learn(self, routes: Iterable[Route]) -> None:
         """Add rules; one that stands already is left as it is."""
@@ -98,6 +103,7 @@ class _Routes:
     def __init__(self) -> None:
         self._ip: Any = None
         self._added: set[_Rule] = set()
+        self._wired: tuple[int, set[str]] = 0, set()  # the tun's index, its addresses
 
     def open(self) -> None:
         self._ip = IPRoute()
@@ -148,7 +154,7 @@ class _Routes:
         for network in app_networks:
             self.learn([Route(PRIORITY_NETWORKS, network, Verdict.DIRECT, None, None)])
         self.learn(routes)
-        self._take_away_stale(index, {str(interface.ip) for interface in interfaces})
+        self._wired = index, {str(interface.ip) for interface in interfaces}
 
     def _address(self, index: int, interface: IPv4Interface | IPv6Interface) -> bool:
         """Whether the tun has the address now: not where IPv6 is switched off in this netns; then that family is unreachable."""
@@ -226,8 +232,8 @@ class _Routes:
             raise KernelLacks(f"the kernel refused {what} {verb} ({told}): {os.strerror(exc.code)}") from exc
         return True
 
-    def _take_away_stale(self, index: int, addresses: set[str]) -> None:
-        """What an earlier bridge of this netns added and this one did not."""
+    def take_away_stale(self) -> None:
+        index, addresses = self._wired
         for family in _FAMILIES:
             standing = [_Rule.of(family, rule) for rule in self._ip.rule("dump", family=family)]
             for rule in standing:

@@ -10,6 +10,9 @@ redirected to one listener): then it takes a channel to the same destination who
        │                  └─ not there within 2 s: the channel is closed
        └─ refused: the errno · no answer: held until the app gives up (130 s at most)
 
+When the target's address changes, what goes on from the old one is refused or reset before the address goes (`leave`): the kernel
+would deliver nothing to it any more, and the app would wait for its own time-outs.
+
 Where the kernel cannot hold, a connection arrives unannounced: it is accepted first, dialled then, and reset on failure.
 
 Limits: 16,384 flows being opened at once. While the link is down dials wait inside `link.open_flow`, so SYNs stay held.
@@ -19,7 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Generic, Protocol, TypeVar
 
 from bridge.engine.needs import Arrived, Channel, FlowRefused, Link
@@ -32,6 +35,7 @@ log = logging.getLogger(__name__)
 HOLD_S = 130.0  # longer than connect()'s own 127 s (tcp_syn_retries 6, tcp(7))
 ARRIVE_S = 2.0
 _MAX_OPENING = 16384
+_MOVED = "EHOSTUNREACH"  # to a connect() from an address that the session is losing
 
 Key = tuple[str, int, str, int]
 _K = TypeVar("_K")
@@ -62,6 +66,9 @@ class _Limit(Generic[_K]):
 
     def discard(self, key: _K) -> None:
         self._due.pop(key, None)
+
+    def all(self) -> list[_K]:
+        return list(self._due)
 
     def _fire(self) -> None:
         self._timer = None
@@ -99,6 +106,13 @@ class _Hold:
             self._outgoing.opened(self._key, self._packet_id, answer)
         return True
 
+    def leave(self, addresses: Collection[str]) -> None:
+        """Refused, if it comes from one of these."""
+        if self._key[0] in addresses:
+            self._over = True
+            self._outgoing.hold_ended(self)
+            self._outgoing.refused(self._key, self._packet_id, _MOVED)
+
     def give_up(self) -> None:
         self._over = True
         self._outgoing.given_up(self._key, self._packet_id)
@@ -122,6 +136,8 @@ class Outgoing:
         self.bypass = bypass
         self._opening: set[Key] = set()
         self._opened: dict[Key, Channel] = {}
+        self._waiting: dict[Key, int] = {}  # held while the link is down, and their packets
+        self._joined: dict[int, tuple[str, Callable[[str], None]]] = {}  # by its number, a flow's app address and what resets it
         self._awaited: dict[tuple[str, str, int], dict[Key, None]] = {}  # destination → keys of _opened, oldest first
         self._loop = asyncio.get_running_loop()
         self._holds: _Limit[_Hold] = _Limit(self._loop, HOLD_S, _Hold.give_up)
@@ -158,20 +174,45 @@ class Outgoing:
         else:
             self._reset(arrival)  # nobody's SYN was held for it
 
+    def leave(self, addresses: Collection[str]) -> None:
+        """The session's netns is about to lose these of its addresses."""
+        for hold in self._holds.all():
+            hold.leave(addresses)
+        for key, packet_id in list(self._waiting.items()):
+            if key[0] in addresses:
+                del self._waiting[key]
+                self.refused(key, packet_id, _MOVED)
+        for key in [key for key in self._opened if key[0] in addresses]:
+            self._expire(key)
+        for app_addr, reset in list(self._joined.values()):
+            if app_addr in addresses:
+                reset("as the target has another address")
+
     async def _open_held(self, key: Key, packet_id: int) -> None:
         app_addr, app_port, address, port = key
+        self._waiting[key] = packet_id
+        answer: Channel | str | None = None  # the flow, an errno, or that there is no answer
         try:
             async with asyncio.timeout(HOLD_S):
-                channel = await self._link.open_flow(address, port, (app_addr, app_port))
+                answer = await self._link.open_flow(address, port, (app_addr, app_port))
         except FlowRefused as refused:
-            self.refused(key, packet_id, refused.errno_name)
+            answer = refused.errno_name
         except (TimeoutError, LinkError):
-            self.given_up(key, packet_id)
+            pass
         except BaseException:
             self._opening.discard(key)
             raise
+        if self._waiting.get(key) != packet_id:  # the address was left meanwhile
+            if answer is not None and not isinstance(answer, str):
+                answer.abort()
+            return
+        del self._waiting[key]
+        if answer is None:
+            self.given_up(key, packet_id)
+        elif isinstance(answer, str):
+            self.refused(key, packet_id, answer)
         else:
-            self.opened(key, packet_id, channel)
+            self.opened(key, packet_id, answer)
 
     # What became of a hold
 
@@ -245,12 +286,19 @@ class Outgoing:
         if debug:
             log.debug("= flow %d tcp app %s:%d -> %s:%d OPEN", number, *key)
 
+        over = False
+
         def ended(sent: int, received: int, how: str) -> None:
+            nonlocal over
+            over = True
+            self._joined.pop(number, None)
             self.flows -= 1
             if debug:
                 log.debug("x flow %d tcp app %s:%d -> %s:%d %s, %d bytes out, %d in", number, *key, how, sent, received)
 
-        join(self._loop, arrival.sock, channel, ended)
+        reset = join(self._loop, arrival.sock, channel, ended)
+        if not over:
+            self._joined[number] = key[0], reset
 
     def _expire(self, key: Key) -> None:
         channel = self._take(key)

@@ -46,13 +46,17 @@ def prepare(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
 
 
-def join(loop: asyncio.AbstractEventLoop, sock: socket.socket, channel: Channel, ended: Ended, *, has_spoken: bool = True) -> None:
+def join(
+    loop: asyncio.AbstractEventLoop, sock: socket.socket, channel: Channel, ended: Ended, *, has_spoken: bool = True
+) -> Callable[[str], None]:
     """Pump until both sides have ended; the socket, a `prepare`d one, and the channel are the pump's own from now on.
 
     `ended(sent, received, how)` is called once, with the bytes that went out to and came in from the cluster. `has_spoken`: the
-    socket's peer mostly has sent something by now.
+    socket's peer mostly has sent something by now. Returns what resets both ends, for the reason given.
     """
-    _Pump(loop, sock, channel, ended).start(has_spoken)
+    pump = _Pump(loop, sock, channel, ended)
+    pump.start(has_spoken)
+    return pump.reset
 
 
 class _Pump:
@@ -99,6 +103,14 @@ class _Pump:
             if has_spoken:
                 self._readable()  # a turn of the loop less
             self._watch()
+
+    def reset(self, why: str) -> None:
+        if self._done:
+            return
+        if not self._channel_lost:
+            self._channel_lost = True
+            self._channel.abort()
+        self._finish(f"RESET {why}")
 
     # The app's side
 
@@ -160,10 +172,7 @@ class _Pump:
         self._end_if_both()
 
     def _app_reset(self) -> None:
-        if not self._channel_lost:
-            self._channel_lost = True
-            self._channel.abort()
-        self._finish("RESET by the app")
+        self.reset("by the app")
 
     # The cluster's side (needs.Sink)
 

@@ -108,6 +108,9 @@ class Wired:
             app_networks = _not_the_targets(await self._routes.app_networks(self.tun), facts.addresses)
             await self._routes.wire(self.tun, MTU, facts.addresses, app_networks, [*self.rules.routes(), *self._kept])
             self._kept = []  # these stand; from here on they end as what is learned does
+            if self.outgoing is not None:
+                self.outgoing.leave(_ips(self._routed[0]) - _ips(facts.addresses))
+            await self._routes.take_away_stale()
             self._routed = facts.addresses, app_networks
         return app_networks
 
@@ -242,6 +245,10 @@ def _rewrite(path: Path, text: str) -> None:
     with path.open("r+") as file:
         file.write(text)
         file.truncate()
+
+
+def _ips(addresses: Sequence[str]) -> set[str]:
+    return {str(ip_interface(address).ip) for address in addresses}
 
 
 def _not_the_targets(app_networks: Sequence[str], addresses: Sequence[str]) -> list[str]:

@@ -66,7 +66,7 @@ class SocketChannel(asyncio.Protocol):
 
     def write(self, data: bytes | memoryview) -> None:
         assert self._transport is not None
-        self._transport.write(data)
+        self._transport.write(bytes(data))  # uvloop keeps what it is given, and the buffer is the caller's
 
     def write_eof(self) -> None:
         assert self._transport is not None

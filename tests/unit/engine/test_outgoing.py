@@ -293,3 +293,62 @@ def test_an_answer_that_comes_after_the_app_gave_up_is_not_wanted(monkeypatch: p
         assert len(world.holder.verdicts) == 1
 
     run(scenario)
+
+
+def test_A38_a_syn_from_an_address_that_is_left_is_refused_and_its_answer_is_not_wanted() -> None:
+    async def scenario(world: World) -> None:
+        world.link.at_once = True
+        world.syn(1, 40001)
+        world.outgoing.leave({"172.18.0.99"})  # another one
+        assert world.holder.verdicts == []
+        world.outgoing.leave({APP})
+        assert world.holder.verdicts == [("refuse", 1, "EHOSTUNREACH")]
+        assert not world.link.begun[0](Channel(0))
+        world.syn(2, 40001)  # the port may be used again
+        assert len(world.link.begun) == 2
+
+    run(scenario)
+
+
+def test_A38_a_syn_that_waits_for_the_link_is_refused_as_well() -> None:
+    async def scenario(world: World) -> None:
+        world.link.gate = asyncio.Event()
+        world.syn(1, 40001)
+        await until(lambda: len(world.link.dialled) == 1)
+        world.outgoing.leave({APP})
+        assert world.holder.verdicts == [("refuse", 1, "EHOSTUNREACH")]
+        world.link.gate.set()
+        await until(lambda: bool(world.link.channels) and world.link.channels[0].told == ["abort"])
+        assert len(world.holder.verdicts) == 1
+
+    run(scenario)
+
+
+def test_A38_open_flows_from_an_address_that_is_left_are_reset_and_others_go_on() -> None:
+    async def scenario(world: World) -> None:
+        for number, app_addr in enumerate((APP, "172.18.0.99")):
+            world.outgoing.on_syn(HeldSyn(number, app_addr, 40001, *SERVER))
+        await world.verdicts(2)
+        ours, apps = socket.socketpair()
+        ours.setblocking(False)
+        world.outgoing.on_arrival(Arrival(40001, sock=ours))
+        world.outgoing.on_arrival(Arrival(40001, app_addr="172.18.0.99"))
+        world.outgoing.leave({APP})
+        assert [channel.told for channel in world.link.channels] == [["abort"], []]
+        assert apps.recv(1) == b""
+        apps.close()
+        assert [channel.sink is not None for channel in world.link.channels] == [True, True]
+
+    run(scenario)
+
+
+def test_A38_an_accepted_syn_from_an_address_that_is_left_gives_its_channel_back() -> None:
+    async def scenario(world: World) -> None:
+        world.syn(1, 40001)
+        await world.verdicts(1)
+        world.outgoing.leave({APP})
+        assert world.link.channels[0].told == ["abort"]
+        world.outgoing.on_arrival(Arrival(40001))
+        assert len(world.reset) == 1
+
+    run(scenario)
