@@ -105,6 +105,10 @@ def _unknown(text: str, word: str, rest: str) -> SpecError:
     if not rest and _CONTAINER.fullmatch(word):
         hint = f"a container is docker/{word}, a compose service compose/PROJECT/{word}, a deployment deploy/{word}"
         return SpecError(f"{text!r} is no target: its kind is missing", hint=hint)
+    if not word:
+        return SpecError(
+            f"{text!r} is no target: its kind is missing", hint=f"kinds are {', '.join(KINDS)}; mbridge ls shows what there is"
+        )
     if near:
         return SpecError(f"{text!r} is no target: unknown kind {word!r}, did you mean {near[0]!r}", hint=f"kinds are {', '.join(KINDS)}")
     return SpecError(f"{text!r} is no target: unknown kind {word!r}", hint=f"kinds are {', '.join(KINDS)}")

@@ -34,7 +34,7 @@ def published(ports: Sequence[str]) -> tuple[Json, Json]:
     for text in ports:
         ip, outer, inner, protocol = _split_port(text)
         if outer and len(outer) not in (1, len(inner)) and len(inner) != 1:
-            raise SpecError(f"-p {text}: the two ranges differ in length")
+            raise SpecError(f"-p {text}: the two ranges differ in length", hint="for example -p 8000-8009:9000-9009")
         for index, port in enumerate(inner):
             key = f"{port}/{protocol}"
             exposed[key] = {}
@@ -64,7 +64,7 @@ def _range(text: str, ports: str) -> list[int]:
     first, _, last = ports.partition("-")
     numbers = list(range(int(first), int(last or first) + 1))
     if not numbers or not all(0 < number < 65536 for number in (numbers[0], numbers[-1])):
-        raise SpecError(f"-p {text}: ports are 1 to 65535")
+        raise SpecError(f"-p {text}: ports are 1 to 65535", hint="for example -p 8080:80")
     return numbers
 
 
@@ -79,7 +79,7 @@ def volumes(texts: Sequence[str], base: Path | None = None) -> tuple[list[str], 
             continue
         source, target, *rest = parts
         if not source or len(rest) > 1:
-            raise SpecError(f"-v {text}: not [SOURCE:]TARGET[:OPTIONS]")
+            raise SpecError(f"-v {text}: not [SOURCE:]TARGET[:OPTIONS]", hint='for example -v "$PWD:/src" or -v data:/data:ro')
         _absolute("-v", text, target)
         if source.startswith((".", "/")):
             source = os.path.normpath(os.path.join(base or Path.cwd(), source))
@@ -89,6 +89,12 @@ def volumes(texts: Sequence[str], base: Path | None = None) -> tuple[list[str], 
 
 def mounts(texts: Sequence[str], base: Path | None = None) -> list[Json]:
     return [_mount(text, base) for text in texts]
+
+
+_MOUNT_KEYS = (
+    *("type", "source", "target", "readonly", "consistency", "bind-propagation", "bind-nonrecursive"),
+    *("volume-nocopy", "volume-driver", "volume-opt", "volume-label", "tmpfs-size", "tmpfs-mode"),
+)
 
 
 def _mount(text: str, base: Path | None) -> Json:
@@ -129,11 +135,11 @@ def _mount(text: str, base: Path | None) -> Json:
             try:
                 mount.setdefault("TmpfsOptions", {})["Mode"] = int(value, 8)
             except ValueError as exc:
-                raise SpecError(f"--mount {text}: tmpfs-mode is an octal number") from exc
+                raise SpecError(f"--mount {text}: tmpfs-mode is an octal number", hint="for example tmpfs-mode=1777") from exc
         else:
-            raise SpecError(f"--mount {text}: unknown key {key!r}")
+            raise SpecError(f"--mount {text}: unknown key {key!r}", hint=f"keys are {', '.join(_MOUNT_KEYS)}")
     if "Target" not in mount:
-        raise SpecError(f"--mount {text}: no target")
+        raise SpecError(f"--mount {text}: no target", hint="for example --mount type=bind,source=.,target=/src")
     if mount["Type"] == "bind":
         mount["Source"] = os.path.normpath(os.path.join(base or Path.cwd(), mount.get("Source") or ""))
     return mount
@@ -155,7 +161,7 @@ def environment(wish: AppWish, environ: Mapping[bytes, bytes]) -> dict[bytes, by
         if not line or line.startswith(b"#"):
             continue
         if not name or b" " in name or b"\0" in line:
-            raise SpecError(f"-e {os.fsdecode(line)!r}: not a name, or NAME=value")
+            raise SpecError(f"-e {os.fsdecode(line)!r}: not a name, or NAME=value", hint="for example -e LOG_LEVEL=debug")
         if equals:
             said[name] = value
         elif name in environ:
@@ -167,7 +173,7 @@ def host(text: str) -> tuple[str, str]:
     """(name, address) of an `--add-host`; the address may be the word `host-gateway`."""
     name, separator, address = text.replace("=", ":", 1).partition(":")
     if not name or not separator or not address:
-        raise SpecError(f"--add-host {text}: not NAME:ADDRESS")
+        raise SpecError(f"--add-host {text}: not NAME:ADDRESS", hint="for example --add-host db:10.0.0.7")
     address = address.removeprefix("[").removesuffix("]")
     if address != HOST_GATEWAY:
         try:
@@ -206,7 +212,7 @@ def host_config(wish: AppWish, base: Path | None = None) -> Json:
         try:
             config["NanoCpus"] = int(float(wish.cpus) * 1e9)
         except ValueError as exc:
-            raise SpecError(f"--cpus {wish.cpus}: not a number") from exc
+            raise SpecError(f"--cpus {wish.cpus}: not a number", hint="for example --cpus 1.5") from exc
     if wish.gpus:
         config["DeviceRequests"] = [_gpus(wish.gpus)]
     return config
@@ -244,13 +250,14 @@ def _gpus(text: str) -> Json:
         elif key == "capabilities":
             request["Capabilities"] = [["gpu", *value.split(",")]]
         else:
-            raise SpecError(f"--gpus {text}: not all, a number, or device=…")
+            raise SpecError(f"--gpus {text}: not all, a number, or device=…", hint="for example --gpus all")
     return request
 
 
 def _absolute(option: str, text: str, path: str) -> str:
     if not path.startswith("/"):
-        raise SpecError(f"{option} {text}: {path!r} is not an absolute path in the container")
+        example = path.lstrip("./") or "src"
+        raise SpecError(f"{option} {text}: {path!r} is not an absolute path in the container", hint=f"for example /{example}")
     return path
 
 
