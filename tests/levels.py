@@ -28,7 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 # In the order of their run: what is quick and tells most comes first. Limits in seconds, about three times what a level takes.
-LIMITS = {"unit": 240, "assumptions": 240, "fuzz": 300, "netns": 600, "container": 1500, "cluster": 1800}
+LIMITS = {"unit": 240, "assumptions": 240, "fuzz": 300, "netns": 600, "container": 1500, "cluster": 2400}
 ONCE_MORE_S = 300
 ONCE_MORE_MAX = 15  # more failures than that are no matter of luck
 EXIT_FAILED = 1
@@ -151,6 +151,7 @@ def _pytest(args: list[str], limit_s: float) -> tuple[Outcome, int | str]:
     with tempfile.TemporaryDirectory(prefix="mbridge-test-") as folder:
         report = Path(folder, "report")
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=no", "-rN", "--no-header", "-q",
+                   "--durations=10", "--durations-min=10",
                    f"--mbridge-report={report}", *args]  # fmt: skip
         process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True)
         ended: int | str
