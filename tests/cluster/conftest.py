@@ -77,4 +77,5 @@ def own_cluster(cluster: Cluster) -> Iterator[Cluster]:
     if not cluster.own:
         pytest.skip("lacks(a node of our own)")
     yield cluster
-    cluster.settle()
+    if cluster.disturbed:
+        cluster.settle()

@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Cluster:
     kubeconfig: Path
     kubectl_command: tuple[str, ...]
     own: bool
+    disturbed: list[str] = field(default_factory=list)  # components that were stopped or started since all were seen to act
 
     def kubectl(self, *words: str, stdin: str | None = None, check: bool = True) -> str:
         done = subprocess.run([*self.kubectl_command, *words], input=stdin, capture_output=True, text=True, timeout=60, check=False)
@@ -48,22 +49,26 @@ class Cluster:
         subprocess.run([*command, *images], check=True, capture_output=True, timeout=120)
 
     def component(self, action: str, name: str) -> None:
+        self.disturbed.append(name)
         subprocess.run([str(TOOL), action, name], check=True, timeout=30)
 
     def settle(self, limit_s: float = 100) -> None:
         """Wait until every part acts. After an outage of the API server their back-off is up to a minute long: they start anew."""
-        for name in ("controllers", "scheduler", "kubelet", "proxy"):
+        for name in ("controllers", "scheduler", "kubelet", "proxy", "coredns"):
             self.component("stop", name)
             self.component("start", name)
         name = f"settle-{secrets.token_hex(3)}"
         deadline = time.monotonic() + limit_s
         self.kubectl("create", "namespace", name)
         try:
-            self.kubectl("-n", name, "apply", "-f", "-", stdin=json.dumps(workload("Deployment", "web")))
-            ready = ("get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].status.containerStatuses[*].ready}")
-            while self.kubectl("-n", name, *ready) != "true":
+            for made in (workload("Deployment", "web"), service("web")):
+                self.kubectl("-n", name, "apply", "-f", "-", stdin=json.dumps(made))
+            program = "import socket; socket.create_connection(('web', 8080), 2); print('served')"
+            ask = ("exec", "deploy/web", "--", "python3", "-c", program)  # scheduled, run, routed, and known by its name
+            while self.kubectl("-n", name, *ask, check=False) != "served\n":
                 assert time.monotonic() < deadline, f"the cluster does not act, {limit_s:.0f} s after an outage"
                 time.sleep(0.2)
+            self.disturbed.clear()
         finally:
             self.kubectl("delete", "namespace", name, "--wait=false")
 
