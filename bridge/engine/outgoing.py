@@ -190,7 +190,6 @@ class Outgoing:
 
     async def _open_held(self, key: Key, packet_id: int) -> None:
         app_addr, app_port, address, port = key
-        self._waiting[key] = packet_id
         answer: Channel | str | None = None  # the flow, an errno, or that there is no answer
         try:
             async with asyncio.timeout(HOLD_S):
@@ -201,6 +200,7 @@ class Outgoing:
             pass
         except BaseException:
             self._opening.discard(key)
+            self._waiting.pop(key, None)
             raise
         if self._waiting.get(key) != packet_id:  # the address was left meanwhile
             if answer is not None and not isinstance(answer, str):
@@ -220,6 +220,7 @@ class Outgoing:
         self._holds.discard(hold)
 
     def wait_for_link(self, key: Key, packet_id: int) -> None:
+        self._waiting[key] = packet_id
         self._group.create_task(self._open_held(key, packet_id), name="flow-dial")
 
     def refused(self, key: Key, packet_id: int, errno_name: str) -> None:

@@ -3,7 +3,7 @@
     ours    app (container) -> bridge -> port-forward carrier -> agent in pod `web` -> pod `server`
     peer    program of this machine -> kubectl port-forward -> pod `server`
 
-`python -m tests.bench.kube_rows` prints the table by itself. Limits: one machine of few cores carries both ends, the API server, the
+Limits: one machine of few cores carries both ends, the API server, the
 kubelet and containerd; where the cluster has its own cores the shares differ.
 """
 
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from tests.bench.figures import Row, alternate, number, ratio, table
+from tests.bench.figures import Row, alternate, number, ratio
 from tests.cluster.kube import HERE, TARGET_IMAGE, TOOL, App, Cluster, Namespace, bridged, container
 
 TRAFFIC = Path(__file__).with_name("traffic.py")
@@ -153,18 +153,3 @@ def _port_forward(namespace: Namespace) -> Iterator[int]:
     finally:
         os.killpg(process.pid, 15)
         process.wait()
-
-
-def main() -> int:
-    rows: list[Row] = []
-    with scene() as made:
-        for name in sys.argv[1:] or ROWS:
-            for row in ROWS[name](made):
-                rows.append(row)
-                print(f"{row.what}: {row.value:.3g} {row.unit}, {row.verdict}; {row.detail}", file=sys.stderr)
-    print(table(rows))
-    return 1 if any(row.verdict == "SHORT" for row in rows) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

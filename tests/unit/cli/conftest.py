@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from bridge.adapters.docker.engine import Engine
-from bridge.cli import hosting, places
+from bridge.cli import hosting, places, sessions
+from bridge.cli.sessions import SessionFolder
 from tests.unit.cli.hosted import Play, World
 from tests.unit.fake_engine import FakeEngine
 
@@ -21,6 +22,18 @@ from tests.unit.fake_engine import FakeEngine
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No mbridge.yaml of whoever runs the tests, and no file of a test's in their folder."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the state folder is made."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def folder(state: Path) -> SessionFolder:
+    return SessionFolder(sessions.root() / "abcdef")
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from bridge.errors import HostError, SpecError
 from bridge.model.plan import Folder, Plan
 from bridge.model.session import SessionStatus, State
 
+pytestmark = pytest.mark.usefixtures("state")
 SERVE = """
 import os, signal, sys, time
 from bridge.cli import sessions
@@ -26,17 +27,6 @@ with folder.lock():
     print("serving", flush=True)
     time.sleep(60)
 """
-
-
-@pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
-def folder() -> SessionFolder:
-    return SessionFolder(sessions.root() / "abcdef")
 
 
 def _plan(folder: SessionFolder, key: str = "who:what", *steps: Folder) -> Plan:

@@ -19,18 +19,8 @@ from bridge.model.plan import Agent, Container, Folder, Op, Plan, Start, Volume
 from bridge.model.session import SessionStatus, State
 from tests.unit.fake_engine import FakeEngine
 
+pytestmark = pytest.mark.usefixtures("state")
 Damage = Callable[[str], str]
-
-
-@pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
-def folder() -> SessionFolder:
-    return SessionFolder(sessions.root() / "abcdef")
 
 
 def _with_engine(tmp_path: Path, scenario: Callable[[FakeEngine], Coroutine[Any, Any, None]]) -> None:

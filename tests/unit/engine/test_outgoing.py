@@ -352,3 +352,14 @@ def test_A38_an_accepted_syn_from_an_address_that_is_left_gives_its_channel_back
         assert len(world.reset) == 1
 
     run(scenario)
+
+
+def test_A38_a_syn_that_has_just_begun_to_wait_is_refused_as_well() -> None:
+    async def scenario(world: World) -> None:
+        world.syn(1, 40001)
+        world.outgoing.leave({APP})  # before the loop has had a turn
+        assert world.holder.verdicts == [("refuse", 1, "EHOSTUNREACH")]
+        await until(lambda: bool(world.link.channels) and world.link.channels[0].told == ["abort"])
+        assert len(world.holder.verdicts) == 1
+
+    run(scenario)
