@@ -31,7 +31,7 @@ class Arrival:
 
 
 class Listener:
-    """A TCP listener on 127.0.0.1 and ::1 with one port number. `open()` binds, `accept()` never waits."""
+    """A TCP listener on 127.0.0.1 and ::1 with one port number. `open()` binds."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -47,27 +47,18 @@ class Listener:
             sock.close()
         self.sockets = []
 
-    @staticmethod
-    def accept(listener: socket.socket) -> Arrival | None:
-        """The next connection, non-blocking, or None when there is none now."""
-        try:
-            sock, peer = listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return None
-        except OSError as exc:
-            if exc.errno in (errno.EMFILE, errno.ENFILE):
-                return None
-            raise
-        sock.setblocking(False)
-        try:
-            if listener.family == socket.AF_INET:
-                raw = sock.getsockopt(socket.SOL_IP, _SO_ORIGINAL_DST, 16)
-                return Arrival(sock, peer[0], peer[1], socket.inet_ntop(socket.AF_INET, raw[4:8]), int.from_bytes(raw[2:4], "big"))
-            raw = sock.getsockopt(_SOL_IPV6, _SO_ORIGINAL_DST, 28)
-            return Arrival(sock, peer[0], peer[1], socket.inet_ntop(socket.AF_INET6, raw[8:24]), int.from_bytes(raw[2:4], "big"))
-        except OSError:  # reset meanwhile, or never redirected
-            reset(sock)
-            return None
+
+def arrival(sock: socket.socket, app: tuple[str, int]) -> Arrival | None:
+    """What a connection from `app`, accepted from a Listener, was meant for; None, and the connection reset, if nobody redirected it."""
+    try:
+        if sock.family == socket.AF_INET:
+            raw = sock.getsockopt(socket.SOL_IP, _SO_ORIGINAL_DST, 16)
+            return Arrival(sock, app[0], app[1], socket.inet_ntop(socket.AF_INET, raw[4:8]), int.from_bytes(raw[2:4], "big"))
+        raw = sock.getsockopt(_SOL_IPV6, _SO_ORIGINAL_DST, 28)
+        return Arrival(sock, app[0], app[1], socket.inet_ntop(socket.AF_INET6, raw[8:24]), int.from_bytes(raw[2:4], "big"))
+    except OSError:  # reset meanwhile, or never redirected
+        reset(sock)
+        return None
 
 
 def reset(sock: socket.socket) -> None:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import errno
 import gc
 import logging
 import os
@@ -42,6 +41,7 @@ from bridge.agent.asking import PORT, Asking
 from bridge.agent.datagrams import Associations
 from bridge.agent.dialling import Dialler
 from bridge.agent.echoes import Echoes
+from bridge.engine.accepting import Accepting
 from bridge.errors import BridgeError, RemoteProtocolError
 from bridge.model.facts import Facts
 from bridge.protocol import control, preamble, udp
@@ -53,7 +53,6 @@ _BACKLOG = 64
 _PR_SET_DUMPABLE = 4
 _FLOWS_LIVE = 10 / 3  # 3 minutes become 10
 _CHECKS = 20  # of its life per ttl
-_ACCEPT_AGAIN_S = 0.5
 
 
 class Agent:
@@ -75,6 +74,7 @@ class Agent:
         self._host_key = asyncssh.generate_private_key("ssh-ed25519")
         self._preamble = preamble.encode(self.agent_id)
         self._sockets: list[socket.socket] = []
+        self._accepting: list[Accepting] = []
         self._linked: set[Session] = set()
         self._idle_since = self._loop.time()
         self._check: asyncio.TimerHandle | None = None
@@ -95,15 +95,18 @@ class Agent:
         if unix is not None:
             self._sockets.append(unix)
         for sock in self._sockets:
-            self._listen_on(sock)
+            accepting = Accepting(sock, self._on_carrier)
+            accepting.start()
+            self._accepting.append(accepting)
         self._check = self._loop.call_later(self._ttl_s / _CHECKS, self._check_life)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if self._check is not None:
             self._check.cancel()
+        for accepting in self._accepting:
+            accepting.stop()
         for sock in self._sockets:
-            self._loop.remove_reader(sock.fileno())
             sock.close()
         for session in list(self._linked):
             session.close()
@@ -127,19 +130,7 @@ class Agent:
         if not self._linked:
             self._idle_since = self._loop.time()
 
-    def _listen_on(self, listener: socket.socket) -> None:
-        if listener.fileno() >= 0:
-            self._loop.add_reader(listener.fileno(), self._accept, listener)
-
-    def _accept(self, listener: socket.socket) -> None:
-        try:
-            sock, _ = listener.accept()
-        except OSError as exc:
-            if exc.errno in (errno.EMFILE, errno.ENFILE):  # flows that end give descriptors back: look again then, not at once
-                self._loop.remove_reader(listener.fileno())
-                self._loop.call_later(_ACCEPT_AGAIN_S, self._listen_on, listener)
-            return
-        sock.setblocking(False)
+    def _on_carrier(self, sock: socket.socket, _: object) -> None:
         try:
             if sock.family != socket.AF_UNIX:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

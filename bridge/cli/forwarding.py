@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from bridge.cli.cmd_forward import Forward
+from bridge.engine.accepting import Accepting
 from bridge.engine.needs import FlowRefused, Link
 from bridge.engine.relay import join
 from bridge.errors import BridgeError, HostError, LinkError, first_of
@@ -61,22 +62,18 @@ def listen(forward: Forward) -> Listener:
 async def serve(listeners: Sequence[Listener], link: Link) -> None:
     """Accept and join until cancelled."""
     async with asyncio.TaskGroup() as group:
-        for listener in listeners:
-            for sock in listener.socks:
-                group.create_task(_accept(sock, listener.forward, link, group), name=f"forward-{listener.forward.listen_port}")
-
-
-async def _accept(listening: socket.socket, forward: Forward, link: Link, group: asyncio.TaskGroup) -> None:
-    loop = asyncio.get_running_loop()
-    while True:
+        accepting = [_accepting(sock, listener.forward, link, group) for listener in listeners for sock in listener.socks]
+        for one in accepting:
+            one.start()
         try:
-            sock, address = await loop.sock_accept(listening)
-        except OSError as error:  # EMFILE: the flows that end give descriptors back
-            log.warning("! accept on port %d: %s", forward.listen_port, error.strerror)
-            await asyncio.sleep(0.1)
-            continue
-        sock.setblocking(False)
-        group.create_task(_flow(sock, address[:2], forward, link), name=f"flow-{address[1]}")
+            await asyncio.get_running_loop().create_future()
+        finally:
+            for one in accepting:
+                one.stop()
+
+
+def _accepting(listening: socket.socket, forward: Forward, link: Link, group: asyncio.TaskGroup) -> Accepting:
+    return Accepting(listening, lambda sock, address: group.create_task(_flow(sock, address[:2], forward, link), name=f"flow-{address[1]}"))
 
 
 async def _flow(sock: socket.socket, app: tuple[str, int], forward: Forward, link: Link) -> None:

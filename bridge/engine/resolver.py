@@ -22,6 +22,7 @@ import socket
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
+from bridge.engine.accepting import Accepting
 from bridge.errors import BridgeError, LinkError, RemoteProtocolError
 from bridge.model.rules import Route, RuleSet, Verdict
 from bridge.protocol import dns
@@ -206,16 +207,19 @@ class DnsServer:
     async def serve(self) -> None:
         """Until cancelled."""
         loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.TaskGroup() as group:
-                for sock in self._udp:
-                    loop.add_reader(sock.fileno(), self._on_datagrams, sock, group)
-                for sock in self._tcp:
-                    group.create_task(self._accept(sock, group), name="dns-accept")
-                await loop.create_future()
-        finally:
+        async with asyncio.TaskGroup() as group:
+            accepting = [Accepting(sock, lambda connection, _: self._on_connection(connection, group)) for sock in self._tcp]
+            for one in accepting:
+                one.start()
             for sock in self._udp:
-                loop.remove_reader(sock.fileno())
+                loop.add_reader(sock.fileno(), self._on_datagrams, sock, group)
+            try:
+                await loop.create_future()
+            finally:
+                for one in accepting:
+                    one.stop()
+                for sock in self._udp:
+                    loop.remove_reader(sock.fileno())
 
     def _on_datagrams(self, sock: socket.socket, group: asyncio.TaskGroup) -> None:
         for _ in range(_PACKETS_PER_WAKE):
@@ -237,20 +241,12 @@ class DnsServer:
         if answer is not None:
             _send(sock, answer, message, app)
 
-    async def _accept(self, sock: socket.socket, group: asyncio.TaskGroup) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, _ = await loop.sock_accept(sock)
-            except OSError as exc:  # gone before it was accepted, or no descriptors left: the next may do better
-                log.debug("! dns accept: %s", exc)
-                await asyncio.sleep(0.1)
-                continue
-            if self._connections >= _MAX_CONNECTIONS:
-                connection.close()
-                continue
-            self._connections += 1
-            group.create_task(self._serve_connection(connection), name="dns-connection")
+    def _on_connection(self, connection: socket.socket, group: asyncio.TaskGroup) -> None:
+        if self._connections >= _MAX_CONNECTIONS:
+            connection.close()
+            return
+        self._connections += 1
+        group.create_task(self._serve_connection(connection), name="dns-connection")
 
     async def _serve_connection(self, connection: socket.socket) -> None:
         """Queries may be pipelined; each is answered as soon as its answer is there (RFC 7766, 6.2.1.1)."""

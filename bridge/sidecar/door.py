@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bridge.adapters.splicing import pump
+from bridge.engine.accepting import Accepting
 from bridge.errors import RemoteProtocolError
 from bridge.model.fields import read_object
 
@@ -56,7 +57,6 @@ class Door:
 
     async def serve(self) -> None:
         """Listen until cancelled; each newcomer is told apart in a task of its own."""
-        loop = asyncio.get_running_loop()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as listener:
@@ -65,9 +65,12 @@ class Door:
             self._path.chmod(0o666)
             listener.listen(64)
             async with asyncio.TaskGroup() as group:
-                while True:
-                    sock, _ = await loop.sock_accept(listener)
-                    group.create_task(self._greet(sock), name="door-greeting")
+                accepting = Accepting(listener, lambda sock, _: group.create_task(self._greet(sock), name="door-greeting"))
+                accepting.start()
+                try:
+                    await asyncio.get_running_loop().create_future()
+                finally:
+                    accepting.stop()
 
     async def _greet(self, sock: socket.socket) -> None:
         try:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
 from collections.abc import Sequence
 from ipaddress import ip_interface, ip_network
@@ -25,10 +26,11 @@ from pathlib import Path
 
 from bridge.adapters import nft
 from bridge.adapters.engine_dns import EngineDns
-from bridge.adapters.listeners import Arrival, Listener, ResolverSockets, reset, resolver_sockets
+from bridge.adapters.listeners import Listener, ResolverSockets, arrival, reset, resolver_sockets
 from bridge.adapters.netlink import MARK_REPLY, MARK_SELF, PRIORITY_NAMES, PRIORITY_NETWORKS, SessionRoutes
 from bridge.adapters.nfqueue import MARK_HOST_UNREACHABLE, MARK_NET_UNREACHABLE, MARK_REFUSE, SynQueue
 from bridge.adapters.tun import MTU, open_tun
+from bridge.engine.accepting import Accepting
 from bridge.engine.datagrams import Datagrams
 from bridge.engine.needs import Link
 from bridge.engine.outgoing import Outgoing
@@ -173,14 +175,13 @@ class Wired:
             queue.open()
         for sock in listener.sockets:
             prepare(sock)  # what it accepts is born so
-            self._loop.add_reader(sock.fileno(), self._accept, sock)
+            Accepting(sock, self._on_connection).start()
 
-    def _accept(self, listener: object) -> None:
-        """One connection a turn of the loop: there is rarely another, and asking for it costs more than the turn."""
+    def _on_connection(self, sock: socket.socket, app: tuple[str, int]) -> None:
         assert self.outgoing is not None
-        arrival: Arrival | None = Listener.accept(listener)  # type: ignore[arg-type]  # add_reader passes it untyped
-        if arrival is not None:
-            self.outgoing.on_arrival(arrival)
+        arrived = arrival(sock, app)
+        if arrived is not None:
+            self.outgoing.on_arrival(arrived)
 
     def _start_datagrams(self, tun_fd: int, app_networks: Sequence[str]) -> None:
         def write(packet: bytes) -> None:

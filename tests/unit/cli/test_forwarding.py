@@ -54,14 +54,16 @@ class Agent:
 @contextlib.asynccontextmanager
 async def forwarded(agent: Any, host: str = "127.0.0.1") -> AsyncIterator[int]:
     listener = listen(Forward(host, 0, "db", 5432))
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
-        task = group.create_task(serve([listener], agent))
-        try:
-            yield listener.forward.listen_port
-        finally:
-            task.cancel()
-            for sock in listener.socks:
-                sock.close()
+    try:
+        async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+            task = group.create_task(serve([listener], agent))
+            try:
+                yield listener.forward.listen_port
+            finally:
+                task.cancel()
+    finally:
+        for sock in listener.socks:
+            sock.close()
 
 
 def test_a_connection_here_is_one_of_the_targets_both_ways_to_its_end() -> None:
