@@ -34,7 +34,7 @@ from typing import Any, Protocol
 from bridge.adapters import terminal
 from bridge.adapters.docker import bodies, options
 from bridge.adapters.docker.engine import Engine
-from bridge.cli import own_hosts, places, session_log, sessions
+from bridge.cli import host_gateway, places, session_log, sessions
 from bridge.cli.app_process import AppProcess
 from bridge.cli.own_images import ensure
 from bridge.cli.serving import Serving
@@ -206,7 +206,7 @@ class _Hosting:
         assert world.agent is not None  # the Agent step brought it
         self._status = dataclasses.replace(self._status, agent=world.agent.name)
         wish = self._wish
-        rules = own_hosts.with_hosts(wish.rules, wish.app.add_hosts, await self._hosts_file(by_role["pause"].name))
+        rules = host_gateway.with_direct(wish.rules, wish.app.add_hosts, await self._hosts_file(by_role["pause"].name))
         config = BridgeConfig(
             plan.session, plan.target, private_key, world.agent.host_key, world.agent.agent_id, rules, wish.loopback
         )  # fmt: skip
@@ -253,7 +253,7 @@ class _Hosting:
             raise
 
     async def _hosts_file(self, pause: str) -> str:
-        if not own_hosts.gateways(self._wish.app.add_hosts):
+        if not host_gateway.names(self._wish.app.add_hosts):
             return ""
         return (await self._engine.read_file(pause, "/etc/hosts")).decode(errors="replace")
 

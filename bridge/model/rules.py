@@ -4,7 +4,8 @@
 
 Theory of operation: a rule is carried out as an `ip rule` at priority 1000 + 8·i (Route), so TCP, UDP and ICMP agree. A rule
 for a network is a Route from the start; a rule for a name becomes Routes as the resolver answers for that name (`learn`),
-before the app sees the answer. DNS itself follows `verdict_of`. `*` in a name stands for any characters, dots too, so
+before the app sees the answer, and for the names of the app's /etc/hosts, of which no resolver hears, before the app sees that
+file (`pin`). DNS itself follows `verdict_of`. `*` in a name stands for any characters, dots too, so
 "*.corp.example" covers every name beneath corp.example but not itself; "*" alone is every name and every address.
 
 Two names with one address and different verdicts: CLUSTER wins, by a Route just before the rule that says otherwise (the
@@ -13,13 +14,14 @@ slot 1000 + 8·i − 1), and `warnings` says so.
 Limits: 2,000 rules (priorities up to 20,000 are theirs). A learned address is kept for a day past its TTL, because an open
 connection, or an app that looks up once, needs its route for longer than DNS needs its answer; of more than 1,024 addresses
 the oldest go first. Past 2,048 between two `expire` nothing more is learned: such an address goes where its network says.
+Of /etc/hosts the first 4,096 names count, and 1,024 addresses that rules name; these stand beside the learned ones.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import Enum
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -40,6 +42,7 @@ PRIORITY_RULES, PRIORITY_STEP = 1000, 8
 MAX_RULES = 2000
 KEEP_S = 24 * 3600.0
 MAX_LEARNED = 1024
+MAX_HOSTS, MAX_PINNED = 4096, 1024
 _MAX_NAMES = 8  # of one address: a CDN's has thousands
 _MAX_WARNINGS = 32
 
@@ -171,10 +174,11 @@ def _glob(pattern: str, name: str) -> bool:
 
 @dataclass(slots=True)
 class _Learned:
-    """What is known of one address: which names have it, until when, and the Routes that stand for it."""
+    """What is known of one address: which names have it by an answer, until when, or by /etc/hosts; the Routes that stand for it."""
 
-    names: dict[str, float]
-    routes: list[Route]
+    names: dict[str, float] = field(default_factory=dict)
+    routes: list[Route] = field(default_factory=list)
+    pinned: set[str] = field(default_factory=set)
 
 
 class RuleSet:
@@ -190,6 +194,7 @@ class RuleSet:
         self.warnings: list[str] = []
         self._learned: dict[str, _Learned] = {}  # by CIDR; the least recently learned first
         self._adopted: dict[Route, float] = {}  # an earlier bridge's, each with its end
+        self._room = MAX_LEARNED  # and as many more as /etc/hosts has
         self.teaches = any(rule.pattern is not None for rule in rules)
 
     def routes(self) -> list[Route]:
@@ -221,9 +226,9 @@ class RuleSet:
         for network in _networks(addresses):
             learned = self._learned.pop(network, None)
             if learned is None:
-                if len(self._learned) >= MAX_LEARNED and not self._make_room():
+                if len(self._learned) >= self._room and not self._make_room():
                     continue
-                learned = _Learned({}, [])
+                learned = _Learned()
             self._learned[network] = learned
             known = learned.names.pop(folded, None) is not None
             learned.names[folded] = now + max(ttl_s, 0.0)
@@ -231,10 +236,45 @@ class RuleSet:
                 continue
             while len(learned.names) > _MAX_NAMES:
                 del learned.names[next(iter(learned.names))]
-            new = [route for route in self._routes_for(network, learned.names) if route not in learned.routes]
+            new = [route for route in self._routes_for(network, learned) if route not in learned.routes]
             learned.routes += new
             wanted += new
         return wanted
+
+    def pin(self, hosts: Mapping[str, Sequence[str]], now: float) -> list[Route]:
+        """The app's /etc/hosts has these names, each with its addresses, and no others any more. Returns the Routes newly wanted.
+
+        Of such names only what rules say counts: an alias that none names says nothing against the rule of the name beside it.
+        What an earlier file had stands for another day, as an answer does.
+        """
+        pinned = self._named_in(hosts) if self.teaches else {}
+        wanted: list[Route] = []
+        for network in {**{known: None for known, learned in self._learned.items() if learned.pinned}, **pinned}:
+            learned = self._learned.setdefault(network, _Learned())
+            learned.pinned = pinned.get(network, set())
+            before, learned.routes = learned.routes, self._routes_for(network, learned)
+            wanted += [route for route in learned.routes if route not in before]
+            self._adopted.update((route, now + KEEP_S) for route in before if route not in learned.routes)
+            if not learned.names and not learned.pinned:
+                del self._learned[network]
+        self._room = MAX_LEARNED + len(pinned)
+        return wanted
+
+    def _named_in(self, hosts: Mapping[str, Sequence[str]]) -> dict[str, set[str]]:
+        """The addresses of those names that rules by name are about, each with these names."""
+        found: dict[str, set[str]] = {}
+        if len(hosts) > MAX_HOSTS:
+            self._warn(f"/etc/hosts has {len(hosts)} names: rules by name hold for the first {MAX_HOSTS} of them")
+        for name in list(hosts)[:MAX_HOSTS]:
+            folded = fold(name)
+            if all(self.rules[index].pattern is None for index in self._reached(folded)):
+                continue
+            for network in _networks(hosts[name]):
+                if network in found or len(found) < MAX_PINNED:
+                    found.setdefault(network, set()).add(folded)
+                else:
+                    self._warn(f"rules by name hold for the first {MAX_PINNED} addresses that /etc/hosts gives to their names")
+        return found
 
     def adopt(self, standing: Iterable[Route], now: float) -> list[Route]:
         """Of `standing`, which an earlier bridge of this netns left, what it can have learned by these rules; kept for a day.
@@ -257,22 +297,25 @@ class RuleSet:
 
     def unlearn(self, routes: Iterable[Route]) -> None:
         """`routes` could not be made: the next answer wants them again."""
-        for route in routes:
-            self._learned.pop(route.network, None)
+        failed = list(routes)
+        for network in {route.network for route in failed}:
+            learned = self._learned.pop(network, None)
+            if learned is not None and learned.pinned:
+                self._learned[network] = _Learned({}, [route for route in learned.routes if route not in failed], learned.pinned)
 
     def expire(self, now: float) -> list[Route]:
         """The Routes to forget: addresses that no answer has named for a day past its TTL, and the oldest beyond the bound."""
         gone: list[Route] = []
         for network, learned in list(self._learned.items()):
-            excess = len(self._learned) > MAX_LEARNED
+            excess = len(self._learned) > self._room
             for name, until in list(learned.names.items()):
                 if excess or until + KEEP_S <= now:
                     del learned.names[name]
-            if not learned.names:
+            if not learned.names and not learned.pinned:
                 gone += learned.routes
                 del self._learned[network]
                 continue
-            kept = self._routes_for(network, learned.names)
+            kept = self._routes_for(network, learned)
             gone += [route for route in learned.routes if route not in kept]
             learned.routes = [route for route in learned.routes if route in kept]
         over = [route for route, until in self._adopted.items() if until <= now]
@@ -287,16 +330,17 @@ class RuleSet:
             if not learned.routes:
                 del self._learned[network]
                 return True
-        return len(self._learned) < 2 * MAX_LEARNED
+        return len(self._learned) < self._room + MAX_LEARNED
 
-    def _routes_for(self, network: str, names: Iterable[str]) -> list[Route]:
-        """Each name rule that one of `names` reaches, at its own priority; before it a CLUSTER of another name's, if any."""
+    def _routes_for(self, network: str, learned: _Learned) -> list[Route]:
+        """Each name rule that one of its names reaches, at its own priority; before it a CLUSTER of another name's, if any."""
         found: list[Route] = []
-        reached = {name: self._reached(name) for name in names}
+        reached = {name: self._reached(name) for name in (*learned.names, *sorted(learned.pinned))}
+        cluster = {name for name in reached if self._is_cluster(name, by_default=name in learned.names)}
         for index in sorted(set().union(*reached.values())):
             rule = self.rules[index]
             if rule.verdict is not Verdict.CLUSTER:
-                other = next((name for name, indices in reached.items() if index not in indices and self._is_cluster(name)), None)
+                other = next((name for name, indices in reached.items() if index not in indices and name in cluster), None)
                 if other is not None:
                     one = next(name for name, indices in reached.items() if index in indices)
                     self._warn(f"{one} ({rule.verdict.value}) and {other} (cluster) have one address, {network}: cluster wins")
@@ -315,8 +359,8 @@ class RuleSet:
                     break
         return indices
 
-    def _is_cluster(self, name: str) -> bool:
-        return self.verdict_of(name) in (Verdict.CLUSTER, None)
+    def _is_cluster(self, name: str, *, by_default: bool) -> bool:
+        return self.verdict_of(name) in (Verdict.CLUSTER, None if by_default else Verdict.CLUSTER)
 
     def _warn(self, text: str) -> None:
         if text not in self.warnings and len(self.warnings) < _MAX_WARNINGS:
@@ -335,6 +379,6 @@ def _networks(addresses: Iterable[str]) -> list[str]:
             address = ip_address(text)
         except ValueError:
             continue
-        if not (address.is_loopback or address.is_multicast or address.is_unspecified):
+        if not (address.is_loopback or address.is_multicast or address.is_unspecified or "%" in text):
             found.append(str(ip_network(address)))
     return found

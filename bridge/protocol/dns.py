@@ -355,6 +355,16 @@ def own_addresses(hosts: str, names: Collection[str]) -> list[str]:
     return list(dict.fromkeys(words[0] for words in lines if not set(words[1:]).isdisjoint(names)))
 
 
+def names_in_hosts(hosts: str) -> dict[str, list[str]]:
+    """The names of /etc/hosts in their order, each with its addresses (hosts(5))."""
+    found: dict[str, list[str]] = {}
+    for line in hosts.splitlines():
+        address, *names = line.split("#")[0].split() or [""]
+        for name in names:
+            found.setdefault(name, []).append(address)
+    return found
+
+
 def _is_own(line: str, hostname: str) -> bool:
     names = line.split("#")[0].split()[1:]
     return bool(names) and hostname not in names and not _EVERYWHERE.issuperset(names)

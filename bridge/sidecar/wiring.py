@@ -1,6 +1,7 @@
 """One session's netns, wired: where the bridge's engine and its adapters meet.
 
-Order: the tun and its routes come before the netfilter rules, these before `/etc/resolv.conf`; only then may the app start.
+Order: the tun and its routes come before the netfilter rules, these before `/etc/resolv.conf` and `/etc/hosts`; only then may
+the app start. So the user's rules for names of that hosts file, which the app looks up by itself, stand before it can.
 Each step can be made again over what an earlier bridge of the same netns left (kill -9, restart), and none is undone here:
 a netns that outlives its bridge must stay closed. All of it goes with the pause container.
 
@@ -39,7 +40,7 @@ from bridge.engine.resolver import DnsServer, Resolver
 from bridge.model.facts import BridgeConfig, Facts
 from bridge.model.kernel import unmet
 from bridge.model.rules import Route, RuleSet, Verdict, parse_rule
-from bridge.protocol.dns import merge_hosts, parse_resolv_conf
+from bridge.protocol.dns import merge_hosts, names_in_hosts, parse_resolv_conf
 from bridge.sidecar.networks import follow
 from bridge.sidecar.probe import read_setting
 
@@ -83,32 +84,35 @@ class Wired:
         standing = await self._routes.standing()
         self._kept = [*self.rules.adopt(standing, time.monotonic()), *(route for route in standing if route.priority == PRIORITY_NAMES)]
         tun_fd = open_tun(self.tun)
-        app_networks = await self._route(facts)
+        hosts = _hosts_for(facts)
+        app_networks = await self._route(facts, hosts)
         self._listener.open()
         self._start_outgoing(self._listener)
         self._start_dns()
         await self._redirect(facts)
         self._start_datagrams(tun_fd, app_networks)
         self._group.create_task(follow(self._look_at_networks), name="networks")
-        self._write_files(facts)
+        _write_files(facts, hosts)
         self.facts = facts
 
     async def rewire(self, facts: Facts) -> None:
-        """The target is another one, or has other addresses or nameservers."""
+        """The target is another one, or has other addresses, nameservers or hosts."""
         assert self.datagrams is not None
         assert self._resolver is not None
-        self.datagrams.app_networks(await self._route(facts))
+        hosts = _hosts_for(facts)
+        self.datagrams.app_networks(await self._route(facts, hosts))
         self.datagrams.forget_all()
         self._resolver.forget()
         await self._redirect(facts)
-        self._write_files(facts)
+        _write_files(facts, hosts)
         self.facts = facts
 
-    async def _route(self, facts: Facts) -> list[str]:
-        """Addresses, routes and rules; the app's own networks, which are left alone."""
+    async def _route(self, facts: Facts, hosts: str) -> list[str]:
+        """Addresses, routes and rules, those of the names in `hosts` too; the app's own networks, which are left alone."""
         async with self._routing:
             app_networks = _not_the_targets(await self._routes.app_networks(self.tun), facts.addresses)
-            await self._routes.wire(self.tun, MTU, facts.addresses, app_networks, [*self.rules.routes(), *self._kept])
+            pinned = self.rules.pin(names_in_hosts(hosts), time.monotonic())
+            await self._routes.wire(self.tun, MTU, facts.addresses, app_networks, [*self.rules.routes(), *pinned, *self._kept])
             self._kept = []  # these stand; from here on they end as what is learned does
             if self.outgoing is not None:
                 self.outgoing.leave(_ips(self._routed[0]) - _ips(facts.addresses))
@@ -235,11 +239,16 @@ class Wired:
             await asyncio.sleep(_EXPIRE_EVERY_S)
             await self._routes.forget(self.rules.expire(time.monotonic()))
 
-    def _write_files(self, facts: Facts) -> None:
-        """In place, without a rename: the app's container has the same files mounted."""
-        own_hosts = _HOSTS.read_text()
-        _rewrite(_RESOLV_CONF, facts.resolv_conf)
-        _rewrite(_HOSTS, merge_hosts(facts.hosts, own_hosts, facts.hostname))
+
+def _hosts_for(facts: Facts) -> str:
+    """The app's /etc/hosts as it is to be."""
+    return merge_hosts(facts.hosts, _HOSTS.read_text(), facts.hostname)
+
+
+def _write_files(facts: Facts, hosts: str) -> None:
+    """In place, without a rename: the app's container has the same files mounted."""
+    _rewrite(_RESOLV_CONF, facts.resolv_conf)
+    _rewrite(_HOSTS, hosts)
 
 
 def _rewrite(path: Path, text: str) -> None:

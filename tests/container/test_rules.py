@@ -200,6 +200,14 @@ def test_A44_nobody_gets_through_by_the_bridges_own_listeners(lab: Lab, app: App
             assert box.probe("useless", host=host, port=port), f"{host}:{port} let us speak to something"
 
 
+def test_A20_a_rule_by_name_holds_for_a_name_of_the_targets_own_hosts_file(lab: Lab, bridge: Bridge, tmp_path: Path) -> None:
+    """The server's address has this name in the target's /etc/hosts alone."""
+    with bridge(f"docker/{lab.target.name}", *rules(tmp_path, "{to: 'from-*:7001', verdict: deny}")) as own:
+        for host in ("from-hosts", lab.server_ip):
+            assert own.probe("connect_times", host=host, port=7001, times=1)[0][0] == "EACCES"
+        assert own.probe("who", host="from-hosts")["peer"] == lab.target_ip  # another port
+
+
 def test_A27_host_gateway_is_the_developers_own_machine_and_a_rule_by_name_holds_for_an_add_host(
     lab: Lab, bridge: Bridge, tmp_path: Path
 ) -> None:

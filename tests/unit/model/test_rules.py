@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from bridge.errors import SpecError
-from bridge.model.rules import KEEP_S, MAX_LEARNED, Route, RuleSet, Verdict, parse_rule
+from bridge.model.rules import KEEP_S, MAX_HOSTS, MAX_LEARNED, MAX_PINNED, Route, RuleSet, Verdict, parse_rule
 
 
 def rules(*entries: tuple[str, str]) -> RuleSet:
@@ -203,3 +203,79 @@ def test_a_star_alone_is_every_address_from_the_start() -> None:
     found = rules(("*", "direct"))
     assert [route.network for route in found.routes()] == ["0.0.0.0/0", "::/0"]
     assert found.verdict_of("x") is Verdict.DIRECT
+
+
+def test_names_of_the_hosts_file_have_their_rules_routes_from_the_start() -> None:
+    found = rules(("10.0.0.0/8", "deny"), ("*.corp.example", "direct"), ("db.corp.example:5432/tcp", "deny"))
+    hosts = {"Git.corp.example": ["192.0.2.7", "2001:db8::7", "fe80::1%eth0"], "other": ["192.0.2.8"], "x.corp.example": ["127.0.0.1"]}
+    assert found.pin(hosts, 0) == [
+        Route(1008, "192.0.2.7/32", Verdict.DIRECT, None, None),
+        Route(1008, "2001:db8::7/128", Verdict.DIRECT, None, None),
+    ]
+    assert found.pin(hosts, 1) == []
+    assert found.pin({**hosts, "db.corp.example": ["192.0.2.9"]}, 2) == [Route(1008, "192.0.2.9/32", Verdict.DIRECT, None, None)]
+
+
+def test_an_alias_in_the_hosts_file_that_no_rule_names_is_no_conflict() -> None:
+    found = rules(("db.example", "deny"))
+    pinned = found.pin({"db.example": ["192.0.2.7"], "db": ["192.0.2.7"]}, 0)
+    assert kernel(found, pinned, "192.0.2.7") is Verdict.DENY
+    assert found.warnings == []
+
+
+def test_two_names_of_the_hosts_file_with_rules_that_differ_go_to_the_cluster_with_a_warning() -> None:
+    found = rules(("db.example", "deny"), ("db", "cluster"))
+    pinned = found.pin({"db.example": ["192.0.2.7"], "db": ["192.0.2.7"]}, 0)
+    assert kernel(found, pinned, "192.0.2.7") is Verdict.CLUSTER
+    assert len(found.warnings) == 1
+
+
+def test_an_answer_for_a_name_of_the_hosts_file_does_not_end_it() -> None:
+    found = rules(("db.example", "deny"))
+    found.pin({"db.example": ["192.0.2.7"]}, 0)
+    assert found.learn("db.example", ["192.0.2.7"], 60, 0) == []
+    assert found.expire(10 * KEEP_S) == []
+
+
+def test_a_name_that_has_left_the_hosts_file_ends_a_day_later() -> None:
+    found = rules(("db.example", "deny"))
+    pinned = found.pin({"db.example": ["192.0.2.7"]}, 0)
+    moved = found.pin({"db.example": ["192.0.2.8"]}, 1000)
+    assert [route.network for route in moved] == ["192.0.2.8/32"]
+    assert found.expire(1000 + KEEP_S - 1) == []
+    assert found.expire(1000 + KEEP_S) == pinned
+    assert found.pin({"db.example": ["192.0.2.7"]}, 2000 + KEEP_S) == pinned
+
+
+def test_names_of_the_hosts_file_outlast_any_number_of_answers() -> None:
+    found = rules(("*.example", "deny"))
+    pinned = found.pin({"db.example": ["192.0.2.7"]}, 0)
+    for number in range(3 * MAX_LEARNED):
+        found.learn("a.example", [f"10.0.{number >> 8}.{number & 255}"], 60, number)
+    for number in range(20):
+        found.learn(f"b{number}.example", ["192.0.2.7"], 60, 0)
+    gone = found.expire(0)
+    assert len(gone) == MAX_LEARNED
+    assert pinned[0] not in gone
+
+
+def test_a_route_that_could_not_be_made_for_an_answer_leaves_the_hosts_files_own() -> None:
+    found = rules(("db.example:1", "deny"), ("x.example:2", "deny"))
+    pinned = found.pin({"db.example": ["192.0.2.7"]}, 0)
+    wanted = found.learn("x.example", ["192.0.2.7"], 60, 0)
+    found.unlearn(wanted)
+    assert found.learn("x.example", ["192.0.2.7"], 60, 0) == wanted
+    assert found.expire(61 + KEEP_S) == wanted
+    assert found.pin({}, 0) == []
+    assert found.expire(KEEP_S) == pinned
+
+
+def test_a_hosts_file_is_bounded_and_says_so() -> None:
+    found = rules(("*.example", "deny"))
+    many = {f"{number}.example": [f"10.0.{number >> 8}.{number & 255}"] for number in range(MAX_PINNED + 1)}
+    assert len(found.pin(many, 0)) == MAX_PINNED
+    found.pin({f"{number}.test": ["10.0.0.1"] for number in range(MAX_HOSTS)} | {"last.example": ["192.0.2.7"]}, 0)
+    assert [warning.split(":")[0] for warning in found.warnings] == [
+        "rules by name hold for the first 1024 addresses that /etc/hosts gives to their names",
+        "/etc/hosts has 4097 names",
+    ]

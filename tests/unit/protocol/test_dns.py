@@ -16,6 +16,7 @@ from bridge.protocol.dns import (
     fit,
     malformed,
     merge_hosts,
+    names_in_hosts,
     own_addresses,
     parse_resolv_conf,
     read_answer,
@@ -235,6 +236,11 @@ def test_merging_hosts_again_after_the_target_changed_keeps_only_the_apps_own() 
     assert merge_hosts(TARGETS, once, "api") == once
     moved = entries(merge_hosts("10.4.0.9\tother\n", once, "other"))
     assert moved == [["172.19.0.5", "gateway"], ["10.1.2.3", "mine", "mine.example"], ["127.0.0.1", "localhost"], ["10.4.0.9", "other"]]
+
+
+def test_names_of_hosts_have_all_their_addresses_in_order() -> None:
+    found = names_in_hosts("10.0.0.1 a b # c\n\n# 10.0.0.2 d\n10.0.0.3\n \tfd00::1\ta\n")
+    assert found == {"a": ["10.0.0.1", "fd00::1"], "b": ["10.0.0.1"]}
 
 
 def test_addresses_of_the_apps_own_names_are_never_taken_from_the_targets_lines() -> None:
