@@ -151,7 +151,7 @@ class _Linked:
 
     def _on_status(self, told: LinkStatus) -> None:
         state = State.READY if told.state == "connected" else State.STARTING if told.state == "connecting" else State.RECONNECTING
-        self._status = replace(self._status, link=sessions.link_status(told))
+        self._status = replace(self._status, link=sessions.link_status(told), agent=self._agent.name)
         if state is not self._status.state:
             self._status = self._status.changed(state, sessions.now(), told.why)
         self._folder.write_status(self._status)

@@ -112,6 +112,7 @@ class _Hosting:
         self._made: list[Op] = []
         self._signal: int | None = None
         self._app: AppProcess | None = None
+        self._serving: Serving | None = None
         self._main: asyncio.Task[int] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._warning: asyncio.TimerHandle | None = None
@@ -210,7 +211,7 @@ class _Hosting:
         config = BridgeConfig(
             plan.session, plan.target, private_key, world.agent.host_key, world.agent.agent_id, rules, wish.loopback
         )  # fmt: skip
-        serving = Serving(
+        serving = self._serving = Serving(
             config, world.agent, public_key, self._place, self._engine, world, by_role, self._folder.run, self._on_status
         )  # fmt: skip
         async with _first_error() as group:
@@ -289,6 +290,8 @@ class _Hosting:
             self._status = dataclasses.replace(
                 self._status, link=link, warnings=status.warnings, holder=status.holder, flows=status.flows,
             )  # fmt: skip
+        if self._serving is not None:  # one that was made anew has another name in a pod, and may be another session's
+            self._status = dataclasses.replace(self._status, agent=self._serving.agent.name)
         up_now = self._status.link.state == "up" and trouble is None
         why = trouble or (status.link.why if status is not None else None)
         if self._status.state in (State.READY, State.RECONNECTING):

@@ -4,7 +4,10 @@ The host process's log is a file of ours; bridge and app log to the developer's 
 its cluster (`kube_logs.py`). Without --follow the parts come one after another, with it as they speak. A part that cannot be read is
 told, and keeps no other from it. Lines are escaped: what an app logs must not move the reader's cursor.
 
-Limits: --follow ends with the agent that runs now; one that is made anew later is seen by the next call.
+With --follow a part outlives its container: a bridge that is started again, an agent that is made anew, in Docker or in another pod,
+are looked for while the session lives, and read on. Its container being away for a while, or its engine or cluster, is no end.
+
+Limits: what was logged in a container that was removed before it was looked at is not seen.
 """
 
 from __future__ import annotations
@@ -12,17 +15,20 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from bridge.cli.ui import Ui, printable
-from bridge.errors import BridgeError
+from bridge.errors import BridgeError, Forbidden, TargetNotFound
 
 if TYPE_CHECKING:
     from bridge.adapters.docker.engine import Engine
 
 _POLL_S = 0.2
-Lines = Callable[[bool, int | None], AsyncIterator[str]]  # (follow, tail)
+_LOOK_S = (0.25, 4.0)  # for the next container of a part: the first pause, and the longest
+_LAST_WORDS_S = 1.0  # of an agent in a pod, which outlives the session by its TTL
+_NEVER = "0001-"  # the year in which the engine says that a container started which never did
 
 
 class Folder(Protocol):
@@ -32,8 +38,15 @@ class Folder(Protocol):
     def log(self) -> Path: ...
 
 
+class Source(Protocol):
+    """Where a part logs: in a container, and when that has ended maybe in another."""
+
+    def lines(self, follow: bool, tail: int | None, anew: Callable[[str], None]) -> AsyncIterator[str]:
+        """What the part's newest container has logged since the last call; `anew` is told which, where the last call read another."""
+
+
 async def show_logs(
-    folder: Folder, parts: Sequence[str], follow: bool, tail: int | None, ui: Ui, engine: Engine | None, agent: Lines | None = None
+    folder: Folder, parts: Sequence[str], follow: bool, tail: int | None, ui: Ui, engine: Engine | None, agent: Source | None = None
 ) -> int:
     """Print the parts' lines; with `follow` until Ctrl-C or the session's end. The exit code: that of a part that cannot be read.
 
@@ -41,11 +54,19 @@ async def show_logs(
     """
     width = max(map(len, parts))
     code = 0
+    alive = folder.log.parent.exists
 
     async def tell(part: str) -> None:
         nonlocal code
+        if part == "host":
+            lines = file_lines(folder.log, follow, tail, alive)
+        elif part == "agent" and agent is not None:
+            lines = _lines_of(part, agent, follow, tail, alive, ui)
+        elif engine is not None:
+            lines = _lines_of(part, EngineLog(engine, folder.id, part), follow, tail, alive, ui)
+        else:
+            return
         try:
-            lines = agent(follow, tail) if part == "agent" and agent else await _source(part, folder, follow, tail, engine)
             async for line in lines:
                 ui.say(f"{part:<{width}} | {printable(line)}")
         except BridgeError as error:
@@ -57,29 +78,68 @@ async def show_logs(
             await tell(part)
         return code
     async with asyncio.TaskGroup() as group:
-        for part in parts:
-            group.create_task(tell(part), name=f"logs-{part}")
+        tasks = [group.create_task(tell(part), name=f"logs-{part}") for part in parts]
+        while alive() and not all(task.done() for task in tasks):
+            await asyncio.wait(tasks, timeout=_POLL_S)
+        await asyncio.wait(tasks, timeout=_LAST_WORDS_S)
+        for task in tasks:
+            task.cancel()
     return code
 
 
-async def _source(part: str, folder: Folder, follow: bool, tail: int | None, engine: Engine | None) -> AsyncIterator[str]:
-    if part == "host":
-        return file_lines(folder.log, follow, tail, folder.log.parent.exists)
-    return of_engine(engine, folder.id, part)(follow, tail) if engine is not None else _nothing()
+async def _lines_of(part: str, source: Source, follow: bool, tail: int | None, alive: Callable[[], bool], ui: Ui) -> AsyncIterator[str]:
+    """A part's lines; with `follow` those of one container after another, and what keeps them away for a while is told once."""
 
+    def anew(which: str) -> None:
+        ui.note(f"the {part} was made anew: {which}; its log goes on here")
 
-def of_engine(engine: Engine, session: str, part: str) -> Lines:
-    """What a session's container on an engine has logged; nothing where it has none."""
-
-    async def lines(follow: bool, tail: int | None) -> AsyncIterator[str]:
-        if engine.wire.version is None:
-            await engine.connect()
-        found = await engine.containers(label=[f"mbridge.session={session}", f"mbridge.role={part}"])
-        if found:
-            async for line in container_lines(engine, found[0]["Id"], follow, tail):
+    began, pause_s, told = False, _LOOK_S[0], ""
+    while True:
+        try:
+            async for line in source.lines(follow, None if began else tail, anew):
+                began, pause_s, told = True, _LOOK_S[0], ""
                 yield line
+            if not follow:
+                return
+        except TargetNotFound:  # scaled to none, or between two pods: the next agent may come
+            if not follow:
+                raise
+        except BridgeError as error:
+            if not began or isinstance(error, Forbidden):
+                raise
+            if error.message != told:
+                ui.warn(f"the {part}'s log is out of reach ({error.message}); trying again")
+            told = error.message
+        if not alive():
+            return
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 2, _LOOK_S[1])
 
-    return lines
+
+class EngineLog:
+    """What a session's containers of one role have logged to an engine; nothing where there is none."""
+
+    def __init__(self, engine: Engine, session: str, part: str) -> None:
+        self._engine, self._labels = engine, [f"mbridge.session={session}", f"mbridge.role={part}"]
+        self._read: tuple[str, str] | None = None  # the container, and the start of it, that was read last
+
+    async def lines(self, follow: bool, tail: int | None, anew: Callable[[str], None]) -> AsyncIterator[str]:
+        if self._engine.wire.version is None:
+            await self._engine.connect()
+        found = await self._engine.containers(label=self._labels)
+        newest = await self._engine.inspect(found[0]["Id"]) if found else None
+        if newest is None or newest["State"]["StartedAt"].startswith(_NEVER):
+            return
+        life, before = (newest["Id"], newest["State"]["StartedAt"]), self._read
+        if life == before:
+            return
+        self._read, since = life, None
+        if before is not None and before[0] == life[0]:  # not its start: lines may be older than what the engine calls that
+            since = datetime.fromisoformat(newest["State"]["FinishedAt"]).timestamp()
+        elif before is not None:
+            anew(f"container {newest['Name'].lstrip('/')}, {newest['Id'][:12]}")
+        async for line in container_lines(self._engine, newest["Id"], follow, tail, since):
+            yield line
 
 
 async def file_lines(path: Path, follow: bool, tail: int | None, alive: Callable[[], bool], poll_s: float = _POLL_S) -> AsyncIterator[str]:
@@ -98,9 +158,9 @@ async def file_lines(path: Path, follow: bool, tail: int | None, alive: Callable
         return
 
 
-async def container_lines(engine: Engine, container: str, follow: bool, tail: int | None) -> AsyncIterator[str]:
+async def container_lines(engine: Engine, container: str, follow: bool, tail: int | None, since: float | None = None) -> AsyncIterator[str]:
     rests: dict[int, bytes] = {}
-    async with engine.logs(container, follow=follow, tail=tail) as stream:
+    async with engine.logs(container, follow=follow, tail=tail, since=since) as stream:
         async for channel, data in stream.chunks():
             *lines, rests[channel] = (rests.get(channel, b"") + data).split(b"\n")
             for line in lines:
@@ -108,12 +168,6 @@ async def container_lines(engine: Engine, container: str, follow: bool, tail: in
     for rest in rests.values():
         if rest:
             yield _text(rest)
-
-
-async def _nothing() -> AsyncIterator[str]:
-    no_lines: tuple[str, ...] = ()
-    for line in no_lines:
-        yield line
 
 
 def _text(line: bytes) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bridge.cli.cmd_doctor import Check
     from bridge.cli.cmd_forward import Forward
     from bridge.cli.looking import Listed, Where
-    from bridge.cli.reading import Lines
+    from bridge.cli.reading import Source
     from bridge.cli.sessions import SessionFolder
     from bridge.cli.ui import Ui
     from bridge.model.plan import Plan
@@ -104,7 +104,7 @@ class Wiring:
         lines = reading.show_logs(folder, parts, follow, tail, ui, self._engine_of(folder.id), self._agent_log(folder))
         return asyncio.run(lines)
 
-    def _agent_log(self, folder: SessionFolder) -> Lines | None:
+    def _agent_log(self, folder: SessionFolder) -> Source | None:
         """Where the session's agent logs, by its plan: the target's engine, or its cluster."""
         from bridge.errors import SpecError
 
@@ -119,11 +119,14 @@ class Wiring:
             from bridge.adapters.docker.engine import Engine
             from bridge.cli import reading
 
-            return reading.of_engine(Engine(Endpoint.from_json(endpoint)), folder.id, "agent")
+            return reading.EngineLog(Engine(Endpoint.from_json(endpoint)), folder.id, "agent")
         from bridge.cli import kube_logs
 
-        status = folder.status()
-        return kube_logs.of_place(plan.place, folder.id, status.agent if status else None)
+        def named() -> str | None:
+            status = folder.status()
+            return status.agent if status else None
+
+        return kube_logs.PodLog(plan.place, folder.id, named)
 
     def _engine_of(self, session: str) -> Engine | None:
         """The engine that a session's containers are on, by its plan; None before it had one, or where it has none."""

@@ -3,6 +3,7 @@ A18, A24 to A26, A31 to A35 as a pod gives them; tests/cluster/test_shared.py ha
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from bridge.cli.kube_logs import PodLog
 from tests.cluster.kube import TARGET_IMAGE, App, Namespace, bridged, container, service, workload
+from tests.lab.boxes import eventually
 
 
 def ip_of(pod: dict[str, object], version: int = 4) -> str:
@@ -199,6 +202,51 @@ def test_logs_hold_the_agents_lines_out_of_its_pod_as_they_come(namespace: Names
         assert any(b"= link" in line for line in lines), "the same agent's next link, while it is followed"
         following.send_signal(signal.SIGINT)
         assert following.wait(10) == 130
+
+
+def test_K12_followed_logs_go_on_with_the_next_agent_in_the_same_pod_and_in_another_until_the_session_ends(namespace: Namespace) -> None:
+    namespace.workload()
+    with bridged(namespace, "deploy/web") as app:
+        following = namespace.cli.start("logs", "--part", "agent", "-f")
+        lines = iter(following.stdout or ())
+        assert any(b"= link: a bridge has proven" in line for line in lines)
+        (pod,) = namespace.pods("app=web")
+        first = pod["spec"]["ephemeralContainers"][0]["name"]
+        namespace.kubectl("exec", pod["metadata"]["name"], "-c", first, "--", "/opt/mbridge/bin/python", "-c", "import os; os.kill(1, 15)")
+        assert any(b"agent | mbridge-agent 1 " in line for line in lines), "another container's first words"
+        second = eventually(lambda: app.status()["agent"], lambda name: name != first)
+        assert any(b"= link: a bridge has proven" in line for line in lines)
+        namespace.kubectl("delete", "pod", pod["metadata"]["name"], "--wait=false")
+        assert any(b"agent | mbridge-agent 1 " in line for line in lines), "another pod's"
+        assert any(b"= link: a bridge has proven" in line for line in lines)
+        third = app.status()["agent"]
+        other = next(one["metadata"]["name"] for one in namespace.pods("app=web") if one["metadata"]["uid"] != pod["metadata"]["uid"])
+        app.process.send_signal(signal.SIGTERM)
+        _, told = following.communicate(timeout=20)
+    assert following.returncode == 0, "with the session, not with the agent's TTL"
+    places = [f"{second} in pod {pod['metadata']['name']}", f"{third} in pod {other}"]
+    assert told.decode().splitlines() == [f"mbridge: the agent was made anew: {place}; its log goes on here" for place in places]
+
+
+def test_K12_a_log_whose_connection_broke_is_read_on_where_it_ended(namespace: Namespace) -> None:
+    """Within one second, to which the API server rounds the time that it is asked for."""
+    namespace.workload()
+    with bridged(namespace, "deploy/web") as app:
+        place = {"kubeconfig": str(namespace.cluster.kubeconfig), "namespace": namespace.name}
+        log = PodLog(place, app.session, lambda: app.status()["agent"])
+
+        async def look() -> list[str]:
+            return [line async for line in log.lines(False, None, lambda which: None)]
+
+        seen = asyncio.run(look())
+        second = namespace.cli.run("run", "deploy/web", "-n", namespace.name, TARGET_IMAGE, "true")
+        assert second.returncode == 0, second.stderr
+        seen += asyncio.run(look())
+        (pod,) = namespace.pods("app=web")
+        whole = namespace.kubectl("logs", pod["metadata"]["name"], "-c", app.status()["agent"]).splitlines()
+        seen += [line for _ in range(2) for line in asyncio.run(look())]
+        assert whole[0].startswith("mbridge-agent 1 ")
+        assert seen[: len(whole)] == whole
 
 
 def test_a_failure_before_the_app_is_one_line_a_hint_and_125(namespace: Namespace) -> None:

@@ -328,6 +328,42 @@ def test_A36_logs_of_every_part_can_be_read(lab: Lab, app: App, cli: Cli) -> Non
     assert "PRIVATE KEY" not in done.stdout
 
 
+def test_A36_followed_logs_go_on_with_a_new_agent_and_a_restarted_bridge_until_the_session_ends(lab: Lab, bridge: Bridge) -> None:
+    with lab.another_target(78) as target, bridge(f"docker/{target.name}") as app:
+        following = app.cli.start("logs", "-f", "--part", "agent", "--part", "bridge")
+        assert following.stdout is not None
+        seen: list[bytes] = []
+
+        def until(words: bytes) -> None:
+            for line in following.stdout or ():
+                seen.append(line)
+                if words in line:
+                    return
+            raise AssertionError(f"no {words!r} after {seen}")
+
+        ids = []
+        for _ in range(3):
+            until(b"agent  | mbridge-agent 1 ")
+            until(b"= link: a bridge has proven")
+            ids.append(app.part("agent").id)
+            app.part("agent").kill()
+        until(b"agent  | mbridge-agent 1 ")
+        ids.append(app.part("agent").id)
+        app.part("bridge").kill()
+        until(b" wired in ")
+        eventually(lambda: state_of(app), until=lambda state: state == "ready")
+        logged = app.part("bridge").logs().decode().splitlines()
+        app.process.send_signal(signal.SIGTERM)
+        rest, told = following.communicate(timeout=15)
+    assert following.returncode == 0
+    lines = b"".join([*seen, rest]).decode().splitlines()
+    assert len([line for line in lines if line.startswith("agent  | mbridge-agent 1 ")]) == 4, "each from its first word on"
+    assert [line.removeprefix("bridge | ") for line in lines if line.startswith("bridge")][: len(logged)] == logged, "none lost or twice"
+    assert "wired in" in logged[-2] + logged[-1], "the bridge's second life is among them"
+    anew = "mbridge: the agent was made anew: container mbridge-{}-agent, {}; its log goes on here"
+    assert told.decode().splitlines() == [anew.format(app.session, str(one)[:12]) for one in ids[1:]]
+
+
 def test_A37_status_has_the_agreed_form(lab: Lab, app: App, cli: Cli) -> None:
     one = next(one for one in cli.status() if one["id"] == app.session)
     assert {"id", "target", "state", "since", "why", "link", "agent", "ports"} <= set(one)

@@ -111,9 +111,10 @@ class Engine:
         return await self.wire.hijack(f"/containers/{container}/attach", query=query, raw=tty)
 
     @contextlib.asynccontextmanager
-    async def logs(self, container: str, *, follow: bool, tail: int | None = None, timestamps: bool = False) -> AsyncIterator[Hijacked]:
-        """Its output so far, and what follows; multiplexed like an attach without tty."""
-        query = {"stdout": True, "stderr": True, "follow": follow, "tail": "all" if tail is None else tail, "timestamps": timestamps}
+    async def logs(self, container: str, *, follow: bool, tail: int | None = None, since: float | None = None) -> AsyncIterator[Hijacked]:
+        """Its output so far, of it the last `tail` lines or what is younger than `since`, and what follows; as an attach without tty."""
+        query = {"stdout": True, "stderr": True, "follow": follow, "tail": "all" if tail is None else tail}
+        query |= {} if since is None else {"since": f"{since:.6f}"}
         found = await self.inspect(container)
         raw = bool(found and found["Config"].get("Tty"))
         async with self.wire.stream("GET", f"/containers/{container}/logs", query=query) as chunks:
