@@ -6,8 +6,8 @@ all; it dies with that namespace's use, so a target that restarted gets a new on
     direct   this process dials the target's address, which a local Linux engine's bridge networks let it; we never join them
     exec     `python -m bridge.agent door` in the agent's container, its stdio pumped into a socket pair
 
-Either is checked by the agent's first 16 bytes before it is handed on. An exec carrier that stands in for a direct one is ended
-when the agent can be dialled again: the link asks for another then, and nothing of its flows is lost (protocol/stream.py).
+Either is checked by the agent's first 16 bytes before it is handed on. A carrier by exec makes way for a direct one when the agent can
+be dialled again (engine/way_back.py).
 
 The environment is read from /proc/PID/environ: by this process where it may (same machine, same user or root), else by a
 container in the target's PID namespace that ends at once.
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import re
 import socket
@@ -37,6 +36,7 @@ from bridge.adapters.hostdoor import join
 from bridge.cli.own_images import ensure
 from bridge.engine.needs import TargetChange, Via
 from bridge.engine.up import untorn
+from bridge.engine.way_back import WayBack
 from bridge.errors import AgentFailed, BridgeError, HostError, HostKeyMismatch, LinkError, LinkLost, TargetNotFound
 from bridge.model.facts import AgentIdentity, TargetFound
 from bridge.model.target import ComposeTarget, DockerTarget
@@ -50,8 +50,6 @@ _START_S = 15.0
 _DIAL_S = 1.5
 _PREAMBLE_S = 5.0
 _EVENTS_RETRY_S = 1.0
-# Longer than a carrier takes to have proven itself (engine/connection.py): what ends sooner is avoided, not replaced
-_BETTER_S = (10.0, 30.0, 60.0)
 Json = dict[str, Any]
 
 
@@ -75,6 +73,7 @@ class DockerPlace:
         self._via, self._agent_image, self._ttl_s = via, agent_image, ttl_s
         self._container: Json | None = None  # as last found
         self._dialled: str | None = None  # the agent of the last dial
+        self._way_back = WayBack(self._dial_direct)
         self._changes: asyncio.Queue[TargetChange | BridgeError] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -130,12 +129,12 @@ class DockerPlace:
             raise LinkLost(f"a carrier by {self._via} does not exist for {self.target}: there are direct and exec")
         if agent.agent_id != self._dialled:  # what failed was another agent
             self._dialled, avoid = agent.agent_id, ()
+        if (ready := self._way_back.take(agent, avoid)) is not None:
+            return ready
         faults: list[str] = []
         for way in sorted(ways, key=lambda way: way in avoid):  # stable: what has not just failed comes first
             try:
-                if way == "direct":
-                    return "direct", await self._dial_direct(agent)
-                return "exec", await self._dial_exec(agent)
+                return await (self._dial_direct(agent) if way == "direct" else self._dial_exec(agent))
             except (LinkError, OSError, TimeoutError) as exc:
                 said = (exc.strerror or "").lower() if isinstance(exc, OSError) else str(exc)
                 faults.append(f"{way}: {said or 'no answer'}")
@@ -170,6 +169,7 @@ class DockerPlace:
             task.cancel()
 
     async def remove_agent(self) -> None:
+        self._way_back.close()
         for task in self._tasks:
             task.cancel()
         await self.engine.connect()
@@ -286,7 +286,7 @@ class DockerPlace:
 
     # carriers
 
-    async def _dial_direct(self, agent: AgentIdentity) -> socket.socket:
+    async def _dial_direct(self, agent: AgentIdentity) -> tuple[Via, socket.socket]:
         if agent.host is None:
             raise LinkLost("this machine has no way to the target's address")
         loop = asyncio.get_running_loop()
@@ -304,9 +304,9 @@ class DockerPlace:
         except BaseException:
             sock.close()
             raise
-        return sock
+        return "direct", sock
 
-    async def _dial_exec(self, agent: AgentIdentity) -> socket.socket:
+    async def _dial_exec(self, agent: AgentIdentity) -> tuple[Via, socket.socket]:
         try:
             joined = await self.engine.exec(agent.name, _AGENT_DOOR)
         except EngineRefused as exc:
@@ -324,20 +324,8 @@ class DockerPlace:
             sock.setblocking(False)
         carrier = self._spawn(join(ours, rest), "exec-carrier")
         if self._via == "auto" and agent.host is not None:
-            self._spawn(self._until_direct(agent, carrier), "until-direct")
-        return theirs
-
-    async def _until_direct(self, agent: AgentIdentity, carrier: asyncio.Task[None]) -> None:
-        """End this exec carrier once `agent` answers where it is dialled."""
-        for wait_s in itertools.chain(_BETTER_S, itertools.repeat(_BETTER_S[-1])):
-            await asyncio.wait([carrier], timeout=wait_s)
-            if carrier.done():
-                return
-            with contextlib.suppress(LinkError, OSError, TimeoutError):
-                (await self._dial_direct(agent)).close()
-                log.info("= agent %s can be dialled: its carrier by exec makes way", agent.name)
-                carrier.cancel()
-                return
+            self._way_back.stands_in(agent, carrier, carrier.cancel, None)
+        return "exec", theirs
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, name=name)

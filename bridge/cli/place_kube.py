@@ -4,6 +4,7 @@ Theory of operation: one API session for as long as the place lives. An agent of
 remembered container id, proven by its pinned host key) is used again: the carrier of that trial is kept for the first dial.
 Else one PATCH adds an ephemeral container on the lowest rung, or, by `--agent pod` and without a target, a helper pod is made.
 
+    carriers      port-forward; else exec, until port-forward works again (engine/way_back.py)
     environment   cat /proc/1/environ by exec in the target; else a file agent in its PID namespace; else the spec, with a warning
 
 Limits: an ephemeral container cannot be removed: it ends by its TTL, and the pod keeps its record. A helper pod has an address
@@ -31,9 +32,11 @@ from bridge.adapters.kube.api import Api, Missing, Refused, Unreachable
 from bridge.adapters.kube.carriers import Carriers
 from bridge.adapters.kube.launching import Launcher
 from bridge.adapters.kube.memory import Memory, Remembered
+from bridge.adapters.kube.pump import Pump
 from bridge.adapters.kube.targets import Finder, PodFound, container_status, is_ready, path_of
 from bridge.adapters.kube.watching import Follower
 from bridge.engine.needs import TargetChange, Via
+from bridge.engine.way_back import WayBack
 from bridge.errors import AgentFailed, BridgeError, ClusterError, Forbidden, LinkError, LinkLost, SpecError, TargetNotFound
 from bridge.model.facts import AgentIdentity, TargetFound
 from bridge.model.target import KubeTarget, Targetless
@@ -70,7 +73,7 @@ class KubePlace:
         self._found: PodFound | None = None
         self._stale = False
         self._agent: tuple[str, str] | None = None  # pod and container that hold it
-        self._kept: tuple[Via, socket.socket] | None = None
+        self._way_back = WayBack(lambda agent: self._one(CARRIERS[0], agent))
         self._fault: BridgeError | None = None
         self._guarding: asyncio.Future[None] | None = None
 
@@ -78,7 +81,7 @@ class KubePlace:
         """Give back what this process holds; what runs in the cluster stays."""
         if self._guarding is not None:
             self._guarding.cancel()
-        self._drop_kept()
+        self._way_back.close()
         await self._carriers.close()
         await self.api.close()
 
@@ -126,7 +129,7 @@ class KubePlace:
         return known is not None and agents.running_agent(pod, known.name) == known.container_id
 
     async def start_agent(self, public_key: str, progress: Progress) -> AgentIdentity:
-        self._drop_kept()
+        self._way_back.drop()
         settings = AgentSettings(
             image=self._image,
             public_key=public_key,
@@ -154,7 +157,7 @@ class KubePlace:
         identity = AgentIdentity(known.agent_id, known.host_key, known.port, known.name, host, reused=True)
         self._agent = (found.name, known.name)
         try:
-            self._kept = await self._dial(identity, ())
+            self._way_back.keep(identity, *await self._dial(identity, ()))
         except (LinkError, AgentFailed) as error:  # it has just ended, or is about to: make another
             log.debug("! agent %s cannot be used again: %s", known.name, error.message)
             self._memory.forget(found.uid)
@@ -232,23 +235,16 @@ class KubePlace:
     async def dial(self, agent: AgentIdentity, avoid: Sequence[str]) -> tuple[Via, socket.socket]:
         if self._fault is not None:
             raise self._fault
-        if self._kept is not None:
-            (via, sock), self._kept = self._kept, None
-            if via not in avoid:
-                return via, sock
-            sock.close()
-        return await self._dial(agent, avoid)
+        return self._way_back.take(agent, avoid) or await self._dial(agent, avoid)
 
     async def _dial(self, agent: AgentIdentity, avoid: Sequence[str]) -> tuple[Via, socket.socket]:
         """The first carrier that works. Raises the first one's error when none does."""
-        if self._agent is None:
-            raise LinkLost("there is no agent yet")
         ways: Sequence[str] = CARRIERS if self._wish.via == "auto" else (self._wish.via,)
         ways = [way for way in ways if way not in avoid] or ways
         first: BridgeError | None = None
         for way in ways:
             try:
-                return await self._one(way, agent)
+                return await self._one(way, agent, first)
             except (LinkLost, Forbidden, Refused, Missing) as error:
                 first = first or error
         assert first is not None  # there is at least one way
@@ -256,14 +252,18 @@ class KubePlace:
             raise first
         raise await self._explained(first)
 
-    async def _one(self, way: str, agent: AgentIdentity) -> tuple[Via, socket.socket]:
-        assert self._agent is not None  # _dial has looked
+    async def _one(self, way: str, agent: AgentIdentity, why: BridgeError | None = None) -> tuple[Via, socket.socket]:
+        """`why`: what a better way has failed with."""
+        if self._agent is None:
+            raise LinkLost("there is no agent yet")
         pod, container = self._agent
+        pump: Pump | None = None
         match way:
             case "port-forward":
-                sock, head = await self._carriers.port_forward(pod, agent.port, preamble.SIZE)
+                sock, head, _ = await self._carriers.port_forward(pod, agent.port, preamble.SIZE)
             case "exec":
-                sock, head = await self._carriers.exec(pod, container, [agents.PYTHON, "-m", "bridge.agent", "door"], preamble.SIZE)
+                command = [agents.PYTHON, "-m", "bridge.agent", "door"]
+                sock, head, pump = await self._carriers.exec(pod, container, command, preamble.SIZE)
             case "direct":
                 sock, head = await _direct(agent)
             case _:
@@ -273,11 +273,14 @@ class KubePlace:
         except BaseException:
             sock.close()
             raise
+        if pump is not None and self._wish.via == "auto":
+            self._way_back.stands_in(agent, pump.ended, pump.stop, why)
         return way, sock
 
     async def _explained(self, error: BridgeError) -> BridgeError:
         """A dial failed: has the agent ended (make another), or is only the way to it broken (try again)?"""
-        assert self._agent is not None  # _dial has looked
+        if self._agent is None:
+            return error
         name, container = self._agent
         try:
             pod = await self._finder.pod(name)
@@ -350,7 +353,7 @@ class KubePlace:
                 self._found = follower.found
                 if kind == "moved":
                     self._agent = None
-                    self._drop_kept()
+                    self._way_back.drop()
                 yield TargetChange(kind, why)
 
     def _guard(self) -> None:
@@ -375,11 +378,6 @@ class KubePlace:
             await remove(self.api, self.namespace, self._session)
         finally:
             await self.close()
-
-    def _drop_kept(self) -> None:
-        if self._kept is not None:
-            self._kept[1].close()
-            self._kept = None
 
 
 async def remove(api: Api, namespace: str, session: str) -> None:

@@ -82,11 +82,11 @@ def test_K17_a_carrier_through_the_api_server_keeps_the_contract_of_all_carriers
             loop = asyncio.get_running_loop()
 
             async def make() -> Made:
-                dial: Callable[[], Awaitable[tuple[socket.socket, bytes]]] = {
+                dial: Callable[[], Awaitable[module.Opened]] = {
                     "port-forward": lambda: opened.port_forward("relay", 7000, 0),
                     "exec": lambda: opened.exec("relay", "app", [*command, "stdio"], 0),
                 }[way]
-                client, _ = await dial()
+                client = (await dial()).sock
                 agent, _ = await loop.sock_accept(listener)
                 agent.setblocking(False)
 

@@ -135,6 +135,55 @@ def test_K17_an_api_server_that_closes_idle_streams_ends_no_connection(namespace
             eventually(app.status, until=lambda status: status["state"] == "ready")
 
 
+# 5 MB/s through an echo until a line comes on stdin; says whether the same came back, all of it.
+STREAM = """
+import hashlib, json, os, socket, sys, threading
+with socket.create_connection(({host!r}, 8080), timeout=60) as sock:
+    sock.makefile("rb", buffering=0).readline()
+    sent, got, stop, totals = hashlib.sha256(), hashlib.sha256(), threading.Event(), [0, 0]
+    def send():
+        while not stop.wait(0.05):
+            piece = os.urandom(1 << 18)
+            sock.sendall(piece); sent.update(piece); totals[0] += len(piece)
+        sock.shutdown(socket.SHUT_WR)
+    sending = threading.Thread(target=send)
+    sending.start()
+    threading.Thread(target=lambda: (sys.stdin.readline(), stop.set())).start()
+    while piece := sock.recv(1 << 18):
+        got.update(piece); totals[1] += len(piece)
+    sending.join()
+    print(json.dumps([*totals, sent.digest() == got.digest()]))"""
+
+
+def test_K17_the_link_goes_back_to_port_forward_and_no_open_connection_notices(namespace: Namespace, counted: tuple[Cli, Relay]) -> None:
+    """Port-forward is refused at first, as by a proxy that knows no WebSocket of it; then it is not."""
+    cli, relay = counted
+    namespace.workload()
+    namespace.workload("Deployment", "peer")
+    (peer,) = namespace.pods("app=peer")
+    relay.refused = "/portforward"
+    with bridged(namespace, "deploy/web", cli=cli) as app:
+        assert app.status()["link"]["via"] == "exec"
+        command = ["docker", "exec", "-i", app.name, "python3", "-uc", STREAM.format(host=ip_of(peer))]
+        with (
+            talking(app.name, ip_of(peer)) as talk,
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as stream,
+        ):
+            assert talk("first") == "first"
+            before = len(relay.requests)
+            relay.refused = "\0"
+            eventually(app.status, until=lambda one: (one["state"], one["link"]["via"]) == ("ready", "port-forward"), limit_s=60)
+            asked = relay.requests[before:]
+            assert talk("second") == "second"
+            sent, got, same = json.loads(stream.communicate("end\n", timeout=60)[0])
+            assert same, f"{got} of {sent} bytes came back"
+            assert sent > 20 << 20
+        app.process.send_signal(signal.SIGTERM)
+        assert "the link is down" not in app.process.communicate(timeout=30)[1].decode(), "no news for the user"
+    assert len([path for path in asked if "/portforward" in path]) == 2, "the trial's carriers are those that are used"
+    assert not [path for path in asked if "/exec" in path], asked
+
+
 @contextlib.contextmanager
 def talking(container: str, host: str) -> Iterator[Callable[[str], str]]:
     """A conversation of a program in the app's container: each call says a line and returns the answer."""

@@ -19,10 +19,11 @@ _REQUEST = re.compile(rb"(?:GET|POST|PUT|PATCH|DELETE) \S+ HTTP/1\.1\r\n")
 @dataclass
 class Relay:
     """Passes all on to `server`. `connections` ever made, `idle_ended` by us after `idle_s` without a byte, `through` bytes passed,
-    `requests` the HTTP request lines that were seen (where it is not TLS)."""
+    `requests` the HTTP request lines that were seen (where it is not TLS); those whose path contains `refused` get a 400 of ours."""
 
     server: tuple[str, int]
     idle_s: float | None = None
+    refused: str = "\0"
     connections: int = 0
     idle_ended: int = 0
     through: int = 0
@@ -68,7 +69,11 @@ class Relay:
                         return
                     self.through += len(data)
                     if key.fileobj is client:
-                        self.requests += [line.decode().split()[1] for line in _REQUEST.findall(data)]
+                        paths = [line.decode().split()[1] for line in _REQUEST.findall(data)]
+                        self.requests += paths
+                        if any(self.refused in path for path in paths):
+                            client.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                            return
                     other[key.fileobj].sendall(data)
         self.idle_ended += 1
 

@@ -17,6 +17,7 @@ import contextlib
 import json
 import socket
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import aiohttp
 
@@ -31,6 +32,14 @@ _BUFFER = 1 << 20
 _MOST_OUTPUT, _MOST_WORDS = 8 << 20, 64 << 10  # an environment is 2 MiB at most here (execve(2)'s limit with an 8 MiB stack)
 
 
+class Opened(NamedTuple):
+    """A carrier. `sock` is the caller's, `head` the first bytes that came; `pump` joins it to the pod, until either end is closed."""
+
+    sock: socket.socket
+    head: bytes
+    pump: Pump
+
+
 class Carriers:
     """Opens carriers to pods of one namespace; `close` ends those that are still open."""
 
@@ -38,7 +47,7 @@ class Carriers:
         self._api, self._namespace = api, namespace
         self._running: set[Pump] = set()
 
-    async def port_forward(self, pod: str, port: int, greeting: int) -> tuple[socket.socket, bytes]:
+    async def port_forward(self, pod: str, port: int, greeting: int) -> Opened:
         """A socket whose far end is `port` on the pod's loopback, and the first `greeting` bytes from there.
 
         Raises LinkLost when nothing answers there (its text holds the kubelet's own words), Forbidden, Unreachable.
@@ -49,12 +58,12 @@ class Carriers:
         wire = spdy.PortForward(port) if chosen == spdy.PROTOCOL else channels.Channels(0, frozenset({1}), skip=2)
         return await self._greeted(answer, "port-forward", greeting, wire)
 
-    async def exec(self, pod: str, container: str, command: Sequence[str], greeting: int) -> tuple[socket.socket, bytes]:
+    async def exec(self, pod: str, container: str, command: Sequence[str], greeting: int) -> Opened:
         """A socket whose far end is a command's stdin and stdout. Raises as `port_forward` does."""
         answer = await self._api.upgrade(*self._exec(pod, container, command, stdin=True), channels.EXEC)
         return await self._greeted(answer, "exec", greeting, channels.Channels(1, frozenset({2, 3})))
 
-    async def _greeted(self, answer: aiohttp.ClientResponse, name: str, greeting: int, wire: channels.Wire) -> tuple[socket.socket, bytes]:
+    async def _greeted(self, answer: aiohttp.ClientResponse, name: str, greeting: int, wire: channels.Wire) -> Opened:
         near, far = socket.socketpair()
         for end in (near, far):
             end.setblocking(False)
@@ -77,7 +86,7 @@ class Carriers:
         except BaseException:
             near.close()
             raise
-        return near, head
+        return Opened(near, head, pump)
 
     async def output(self, pod: str, container: str, command: Sequence[str], limit_s: float = 10) -> bytes:
         """What a command prints; it goes through no log. Raises ClusterError with the command's own words when it fails."""

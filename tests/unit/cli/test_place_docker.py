@@ -14,6 +14,7 @@ import pytest
 from bridge.adapters.docker.engine import Engine
 from bridge.cli import place_docker
 from bridge.cli.place_docker import DockerPlace
+from bridge.engine import way_back
 from bridge.errors import AgentFailed, BridgeError, HostKeyMismatch, LinkLost, TargetNotFound
 from bridge.model.facts import AgentIdentity
 from bridge.model.target import ComposeTarget, DockerTarget
@@ -207,8 +208,13 @@ async def _exec_carrier(engine: FakeEngine, place: DockerPlace) -> tuple[socket.
     return sock, agent, lambda: _listening(preamble.encode(AGENT_ID), agent.port)
 
 
+def _trying_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FIRST_S", "LAST_S", "PROVEN_S"):
+        monkeypatch.setattr(way_back, name, 0.02)
+
+
 def test_a_carrier_by_exec_makes_way_once_the_agent_can_be_dialled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(place_docker, "_BETTER_S", (0.02,))
+    _trying_soon(monkeypatch)
 
     async def scenario(engine: FakeEngine) -> None:
         place = _place(engine)
@@ -228,7 +234,7 @@ def test_a_carrier_by_exec_makes_way_once_the_agent_can_be_dialled(tmp_path: Pat
 
 
 def test_a_carrier_by_exec_that_was_asked_for_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(place_docker, "_BETTER_S", (0.02,))
+    _trying_soon(monkeypatch)
 
     async def scenario(engine: FakeEngine) -> None:
         sock, _, listen = await _exec_carrier(engine, _place(engine, via="exec"))

@@ -3,54 +3,100 @@
 from __future__ import annotations
 
 import asyncio
-import json
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
-from aiohttp import web
 
 from bridge.adapters.kube.api import Unreachable
-from bridge.cli.place_kube import KubePlace
-from bridge.model.target import parse_target
-from bridge.model.wish import AppWish, SessionWish
+from bridge.engine import way_back
+from tests.unit.cli.fake_cluster import FakeCluster
 
-POD = {
-    "metadata": {"name": "web-1", "uid": "1"},
-    "spec": {"containers": [{"name": "app", "env": [{"name": "FROM_SPEC", "value": "1"}]}]},
-    "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}],
-               "containerStatuses": [{"name": "app", "containerID": "containerd://1", "state": {"running": {}}}]},
-}  # fmt: skip
+Scenario = Callable[[FakeCluster], Coroutine[Any, Any, None]]
 
 
-def test_an_api_server_that_goes_away_ends_the_question_for_the_environment_and_changes_nothing(tmp_path: Path) -> None:
+@pytest.fixture
+def play(tmp_path: Path) -> Callable[[Scenario], None]:
+    def run(scenario: Scenario) -> None:
+        async def all_of_it() -> None:
+            cluster = FakeCluster(tmp_path)
+            async with asyncio.timeout(20), cluster.serving():
+                await scenario(cluster)
+
+        asyncio.run(all_of_it())
+
+    return run
+
+
+Play = Callable[[Scenario], None]
+
+
+def test_an_api_server_that_goes_away_ends_the_question_for_the_environment_and_changes_nothing(play: Play) -> None:
     """Not the spec's environment instead, and no agent more in the pod: it may be back in a moment."""
-    asked: list[str] = []
 
-    async def handler(request: web.Request) -> web.Response:
-        asked.append(f"{request.method} {request.path.rpartition('/')[2]}")
-        if request.path.endswith("/pods/web-1"):
-            return web.json_response(POD)
-        return web.json_response({"message": "the server is starting"}, status=503)
+    async def scenario(cluster: FakeCluster) -> None:
+        cluster.refusals["exec"] = (503, "the server is starting")
+        async with cluster.place() as place:
+            with pytest.raises(Unreachable, match="the server is starting"):
+                await place.environ()
+        assert "GET exec" in cluster.asked
+        assert not [one for one in cluster.asked if not one.startswith("GET ")], cluster.asked
 
-    async def ask() -> None:
-        application = web.Application()
-        application.router.add_route("*", "/{path:.*}", handler)
-        runner = web.AppRunner(application, shutdown_timeout=0.1)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        port = runner.addresses[0][1]
-        config = {"clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
-                  "contexts": [{"name": "c", "context": {"cluster": "c"}}], "current-context": "c"}  # fmt: skip
-        (tmp_path / "config").write_text(json.dumps(config))
-        wish = SessionWish(parse_target("pod/web-1"), AppWish("none"), kubeconfig=str(tmp_path / "config"))
-        place = KubePlace(wish, "abcdef", "tests", tmp_path, "agent:1")
-        try:
-            await place.environ()
-        finally:
-            await place.close()
-            await runner.cleanup()
+    play(scenario)
 
-    with pytest.raises(Unreachable, match="the server is starting"):
-        asyncio.run(ask())
-    assert "GET exec" in asked
-    assert not [one for one in asked if not one.startswith("GET ")], asked
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way back is tried at once, and again."""
+    for name in ("FIRST_S", "LAST_S", "PROVEN_S"):
+        monkeypatch.setattr(way_back, name, 0.02)
+
+
+NO_WEBSOCKET, FORBIDDEN = (
+    (400, "no WebSocket here"),
+    (403, 'pods "web-1" is forbidden: User "ana" cannot create resource "pods/portforward" in API group "" in the namespace "default"'),
+)
+
+
+@pytest.mark.usefixtures("soon")
+def test_carriers_by_exec_make_way_once_port_forward_works(play: Play) -> None:
+    async def scenario(cluster: FakeCluster) -> None:
+        cluster.refusals["portforward"] = NO_WEBSOCKET
+        async with cluster.place() as place:
+            agent = await place.start_agent("key", lambda _: None)
+            carriers = [await place.dial(agent, ()) for _ in range(2)]
+            assert [via for via, _ in carriers] == ["exec", "exec"]
+            del cluster.refusals["portforward"]
+            for _, sock in carriers:
+                with sock:
+                    assert await asyncio.get_running_loop().sock_recv(sock, 1) == b"", "it has ended"
+            made = cluster.count("GET portforward")
+            for _ in range(2):
+                via, sock = await place.dial(agent, ())
+                sock.close()
+                assert via == "port-forward"
+            assert cluster.count("GET portforward") == made, "those of the try are used"
+
+    play(scenario)
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize(("refusal", "wish"), [(NO_WEBSOCKET, {"via": "exec"}), (FORBIDDEN, {})], ids=["exec was asked for", "forbidden"])
+def test_a_carrier_by_exec_stays_where_it_was_asked_for_or_no_other_is_allowed(
+    play: Play, refusal: tuple[int, str], wish: dict[str, str]
+) -> None:
+    async def scenario(cluster: FakeCluster) -> None:
+        cluster.refusals["portforward"] = refusal
+        async with cluster.place(**wish) as place:
+            agent = await place.start_agent("key", lambda _: None)
+            via, sock = await place.dial(agent, ())
+            assert via == "exec"
+            tried = cluster.count("GET portforward")
+            del cluster.refusals["portforward"]
+            with sock, pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await asyncio.get_running_loop().sock_recv(sock, 1)
+            assert cluster.count("GET portforward") == tried
+
+    play(scenario)

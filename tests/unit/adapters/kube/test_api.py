@@ -134,7 +134,7 @@ def test_a_carrier_passes_bytes_whole_and_without_the_ports_first_message() -> N
     async def talk() -> bytes:
         async with api(_port_forward) as made:
             carriers = Carriers(made, "shop")
-            sock, _ = await carriers.port_forward("web", 8080, 0)
+            sock = (await carriers.port_forward("web", 8080, 0)).sock
             loop, got = asyncio.get_running_loop(), bytearray()
             async with asyncio.timeout(5), asyncio.TaskGroup() as group:
                 group.create_task(loop.sock_sendall(sock, sent), name="send")
@@ -151,7 +151,7 @@ def test_the_far_sides_end_is_the_carriers_end() -> None:
     async def talk() -> bytes:
         async with api(_port_forward) as made:
             carriers = Carriers(made, "shop")
-            sock, _ = await carriers.port_forward("web", 8080, 0)
+            sock = (await carriers.port_forward("web", 8080, 0)).sock
             loop = asyncio.get_running_loop()
             await loop.sock_sendall(sock, b"end")
             async with asyncio.timeout(5):
