@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Literal
 
 from bridge.adapters.docker.endpoint import Endpoint
 from bridge.adapters.docker.engine import Engine
+
+if TYPE_CHECKING:
+    from docker import DockerClient
 
 
 async def ensure(engine: Engine, which: Literal["bridge", "agent"], progress: Callable[[str], None]) -> str:
@@ -55,15 +58,19 @@ def _tag(which: Literal["bridge", "agent"]) -> str:
 
 
 def _build(endpoint: Endpoint, which: Literal["bridge", "agent"], progress: Callable[[str], None]) -> None:
-    import docker
-    from docker.tls import TLSConfig
-
     from bridge.adapters import images
 
-    certs = (endpoint.cert, endpoint.key) if endpoint.cert and endpoint.key else None
-    tls = TLSConfig(client_cert=certs, ca_cert=endpoint.ca, verify=endpoint.verify) if endpoint.tls else False
-    client = docker.DockerClient(base_url=endpoint.url, tls=tls, timeout=600)
-    try:
+    with docker_py(endpoint) as client:
         images.build(client, which, progress)
-    finally:
-        client.close()
+
+
+@contextlib.contextmanager
+def docker_py(endpoint: Endpoint) -> Iterator[DockerClient]:
+    """The library, for what it knows better than adapters/docker: builds, tar files, registries. Raises EngineUnavailable."""
+    from bridge.adapters import image_store
+    from bridge.adapters.docker import by_ssh
+
+    with by_ssh.local_socket(endpoint.url) if endpoint.is_ssh else contextlib.nullcontext(endpoint.url) as url:
+        client = image_store.connected(url, ca=endpoint.ca, cert=endpoint.cert, key=endpoint.key, verify=endpoint.verify, tls=endpoint.tls)
+        with contextlib.closing(client):
+            yield client

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
@@ -232,38 +233,38 @@ class Wiring:
     def images(self, docker_context: str | None) -> list[Image]:
         from bridge.adapters import image_store, images
 
-        client = self._docker_py(docker_context)
         names = [(which, images.tag(which)) for which in images.NAMES]
-        sizes = [(which, name, image_store.size(client, name)) for which, name in names]
+        with self._docker_py(docker_context) as client:
+            sizes = [(which, name, image_store.size(client, name)) for which, name in names]
         return [Image(which, name, size is not None, size or 0) for which, name, size in sizes]
 
     def build_images(self, which: Sequence[str], force: bool, docker_context: str | None, ui: Ui) -> list[str]:
         from bridge.adapters import images
 
-        client = self._docker_py(docker_context)
         names = []
-        for one in cast(Sequence[Which], which):
-            if not force and images.present(client, one):
-                names.append(images.tag(one))
-                continue
-            with ui.step(one) as step:
-                names.append(images.build(client, one, step.now))
-                step.done(names[-1])
+        with self._docker_py(docker_context) as client:
+            for one in cast(Sequence[Which], which):
+                if not force and images.present(client, one):
+                    names.append(images.tag(one))
+                    continue
+                with ui.step(one) as step:
+                    names.append(images.build(client, one, step.now))
+                    step.done(names[-1])
         return names
 
     def save_images(self, file: Path, which: Sequence[str], docker_context: str | None, ui: Ui) -> None:
         from bridge.adapters import image_store
 
         names = self.build_images(which, False, docker_context, ui)
-        with ui.step("save") as step:
-            image_store.save(self._docker_py(docker_context), names, file)
+        with ui.step("save") as step, self._docker_py(docker_context) as client:
+            image_store.save(client, names, file)
             step.done(str(file))
 
     def load_images(self, file: Path, docker_context: str | None, ui: Ui) -> list[str]:
         from bridge.adapters import image_store
 
-        with ui.step("load"):
-            return image_store.load(self._docker_py(docker_context), file)
+        with ui.step("load"), self._docker_py(docker_context) as client:
+            return image_store.load(client, file)
 
     def load_into_cluster(self, to: str | None, command: str | None, where: Where, ui: Ui) -> str:
         """Bring the agent's image, built where it is absent, from the engine into a cluster; its name."""
@@ -285,36 +286,37 @@ class Wiring:
         """Remove our images of other versions; what they were."""
         from bridge.adapters import image_store, images
 
-        client = self._docker_py(docker_context)
-        old = image_store.superseded(client, [images.tag(which) for which in images.NAMES])
-        if dry_run or not old:
-            return [one.what for one in old]
-        with ui.step("prune") as step:
-            before, gone = image_store.disk_usage(client), []
-            for number, one in enumerate(old):
-                step.now(f"{number + 1} of {len(old)}: {one.what}")
-                if image_store.remove(client, one):
-                    gone.append(one.what)
-            freed = max(0, before - image_store.disk_usage(client))
-            step.done(f"{len(gone)} image{'' if len(gone) == 1 else 's'}, {freed / 1e6:.0f} MB")
+        with self._docker_py(docker_context) as client:
+            old = image_store.superseded(client, [images.tag(which) for which in images.NAMES])
+            if dry_run or not old:
+                return [one.what for one in old]
+            with ui.step("prune") as step:
+                before, gone = image_store.disk_usage(client), []
+                for number, one in enumerate(old):
+                    step.now(f"{number + 1} of {len(old)}: {one.what}")
+                    if image_store.remove(client, one):
+                        gone.append(one.what)
+                freed = max(0, before - image_store.disk_usage(client))
+                step.done(f"{len(gone)} image{'' if len(gone) == 1 else 's'}, {freed / 1e6:.0f} MB")
         return gone
 
     def push_images(self, repository: str, which: Sequence[str], docker_context: str | None, ui: Ui) -> list[str]:
         from bridge.adapters import image_store
 
-        client, pushed = self._docker_py(docker_context), []
-        for one, name in zip(which, self.build_images(which, False, docker_context, ui), strict=True):
-            with ui.step(one) as step:
-                pushed.append(image_store.push(client, name, f"{repository}-{one}", step.now))
-                step.done(pushed[-1])
+        pushed = []
+        names = self.build_images(which, False, docker_context, ui)
+        with self._docker_py(docker_context) as client:
+            for one, name in zip(which, names, strict=True):
+                with ui.step(one) as step:
+                    pushed.append(image_store.push(client, name, f"{repository}-{one}", step.now))
+                    step.done(pushed[-1])
         return pushed
 
-    def _docker_py(self, docker_context: str | None) -> DockerClient:
-        from bridge.adapters import image_store
+    def _docker_py(self, docker_context: str | None) -> AbstractContextManager[DockerClient]:
+        from bridge.cli import own_images
 
         asyncio.run(self._engine(docker_context).connect())  # says in the user's words why an engine cannot be used
-        at = self._endpoint(docker_context)
-        return image_store.connected(at.url, ca=at.ca, cert=at.cert, key=at.key, verify=at.verify, tls=at.tls)
+        return own_images.docker_py(self._endpoint(docker_context))
 
 
 async def _targets(kind: str | None, where: Where, ui: Ui, engine: Engine) -> list[Listed]:

@@ -1,6 +1,7 @@
 """The developer's (or the target's) Docker engine, spoken to directly over its HTTP API.
 
     endpoint    which engine: found as the docker command finds it
+    by_ssh      a stream to an engine behind ssh://
     wire        HTTP/1.1 on asyncio streams: requests, streams, hijacked connections
     engine      one method per call that mbridge makes, errors in the user's words
     options     `docker run` options → the API's JSON

@@ -3,7 +3,7 @@
 First of: `--docker-context`, DOCKER_HOST, DOCKER_CONTEXT, `currentContext` of config.json, the default socket. A context is a
 folder of JSON under $DOCKER_CONFIG/contexts/meta, named by the SHA-256 of its name; its TLS files lie beside it.
 
-Limits: unix:// and tcp:// (with or without TLS). ssh:// and npipe:// are refused by name.
+Limits: unix://, tcp:// (with or without TLS) and ssh:// (by_ssh.py). npipe:// is refused by name.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from bridge.adapters.docker import by_ssh
 from bridge.errors import EngineUnavailable, SpecError
 
 DEFAULT_URL = "unix:///var/run/docker.sock"
@@ -36,6 +37,10 @@ class Endpoint:
     @property
     def is_unix(self) -> bool:
         return self.url.startswith("unix://")
+
+    @property
+    def is_ssh(self) -> bool:
+        return self.url.startswith("ssh://")
 
     @property
     def path(self) -> str:
@@ -62,7 +67,7 @@ class Endpoint:
 
 
 def find_endpoint(context: str | None, environ: Mapping[str, str]) -> Endpoint:
-    """Raises SpecError for a context that does not exist, EngineUnavailable for a scheme that is not spoken here."""
+    """Raises SpecError for a context that does not exist or an address that is none, EngineUnavailable for a scheme not spoken here."""
     folder = Path(environ.get("DOCKER_CONFIG") or Path(environ.get("HOME") or Path.home()) / ".docker")
     if context:
         return _checked(_of_context(context, folder, "--docker-context"))
@@ -119,13 +124,13 @@ def _normal(host: str) -> str:
 
 
 def _checked(endpoint: Endpoint) -> Endpoint:
-    scheme = endpoint.url.partition("://")[0]
-    if scheme in ("unix", "tcp"):
-        return endpoint
-    hint = "forward its socket and set DOCKER_HOST: ssh -nNT -L /tmp/engine.sock:/var/run/docker.sock HOST" if scheme == "ssh" else None
-    raise EngineUnavailable(
-        f"the engine at {endpoint.url} ({endpoint.source}) cannot be used: only unix:// and tcp:// are spoken", hint=hint
-    )
+    if endpoint.is_ssh:
+        by_ssh.check(endpoint.url, endpoint.source)
+    elif endpoint.url.partition("://")[0] not in ("unix", "tcp"):
+        raise EngineUnavailable(
+            f"the engine at {endpoint.url} ({endpoint.source}) cannot be used: only unix://, tcp:// and ssh:// are spoken"
+        )
+    return endpoint
 
 
 def _with_certs(folder: Path, url: str, source: str) -> Endpoint:

@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Self
 
+from bridge.adapters.docker.by_ssh import LOGIN_S
 from bridge.adapters.docker.endpoint import Endpoint
 from bridge.adapters.docker.wire import EngineRefused, Hijacked, Wire
 from bridge.errors import BridgeError, EngineUnavailable, HostError
@@ -38,7 +39,7 @@ class Engine:
         if self.wire.version is not None:
             return self
         try:
-            self.info = await self._ask("GET", "/version", timeout_s=15)
+            self.info = await self._ask("GET", "/version", timeout_s=LOGIN_S if self.endpoint.is_ssh else 15)
             newest = _version(self.info["ApiVersion"])
             oldest = _version(self.info.get("MinAPIVersion", "1.12"))
         except (EngineRefused, KeyError, ValueError, TypeError) as exc:

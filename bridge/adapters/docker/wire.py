@@ -23,12 +23,14 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from bridge.adapters.docker.by_ssh import SshDialler
 from bridge.adapters.docker.endpoint import Endpoint
 from bridge.errors import EngineUnavailable, HostError, RemoteProtocolError
 
 _HEADER_BYTES = 64 << 10
 _BODY_BYTES = 64 << 20
 _READ_BYTES = 256 << 10
+_LINE_BYTES = 1 << 20  # of a reader, which is its buffer too
 _CONNECT_S = 30.0
 
 STDOUT, STDERR = 1, 2
@@ -87,6 +89,7 @@ class Wire:
         self.endpoint = endpoint
         self.version: str | None = None
         self._tls: ssl.SSLContext | None = None
+        self._ssh = SshDialler(endpoint.url, endpoint.source) if endpoint.is_ssh else None
 
     async def request(
         self,
@@ -102,7 +105,7 @@ class Wire:
         async with asyncio.timeout(timeout_s):
             reader, writer = await self._send(method, path, query, body, headers)
             try:
-                status, header = await _header(reader)
+                status, header = await self._header(reader, writer)
                 data = b"".join([chunk async for chunk in _body(reader, header, status)])
             finally:
                 writer.close()
@@ -122,7 +125,7 @@ class Wire:
         """The answer's body as it comes."""
         reader, writer = await self._send(method, path, query, body, headers)
         try:
-            status, header = await _header(reader)
+            status, header = await self._header(reader, writer)
             chunks = _body(reader, header, status, bounded=status >= 400)
             if status >= 400:
                 raise EngineRefused(status, _message(b"".join([chunk async for chunk in chunks])))
@@ -133,7 +136,7 @@ class Wire:
     async def hijack(self, path: str, *, query: Query | None = None, body: object = None, raw: bool = False) -> Hijacked:
         reader, writer = await self._send("POST", path, query, body, {"Connection": "Upgrade", "Upgrade": "tcp"})
         try:
-            status, header = await _header(reader)
+            status, header = await self._header(reader, writer)
             if status not in (101, 200):
                 raise EngineRefused(status, _message(b"".join([chunk async for chunk in _body(reader, header, status)])))
         except BaseException:
@@ -164,18 +167,32 @@ class Wire:
             await writer.drain()
         except ConnectionError as exc:
             writer.close()
-            raise EngineUnavailable(f"the engine at {self.endpoint.url} closed the connection", hint="docker version") from exc
+            raise await self._failure(writer) or EngineUnavailable(
+                f"the engine at {self.endpoint.url} closed the connection", hint="docker version"
+            ) from exc
         return reader, writer
+
+    async def _header(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> tuple[int, dict[str, str]]:
+        try:
+            return await _header(reader)
+        except EngineUnavailable as exc:
+            raise await self._failure(writer) or exc from exc.__cause__
+
+    async def _failure(self, writer: asyncio.StreamWriter) -> EngineUnavailable | None:
+        """Who carried the connection may know more of its end."""
+        return await self._ssh.failure(writer) if self._ssh is not None else None
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         endpoint = self.endpoint
+        if self._ssh is not None:
+            return await self._ssh.connect(_LINE_BYTES)
         try:
             async with asyncio.timeout(_CONNECT_S):
                 if endpoint.is_unix:
-                    return await asyncio.open_unix_connection(endpoint.path, limit=1 << 20)
+                    return await asyncio.open_unix_connection(endpoint.path, limit=_LINE_BYTES)
                 host, port = endpoint.address
                 name = host if endpoint.tls else None
-                return await asyncio.open_connection(host, port, limit=1 << 20, ssl=self._context(), server_hostname=name)
+                return await asyncio.open_connection(host, port, limit=_LINE_BYTES, ssl=self._context(), server_hostname=name)
         except PermissionError as exc:
             raise EngineUnavailable(
                 f"not allowed to use the engine's socket {endpoint.path}", hint='sudo usermod -aG docker "$USER", then log in again'

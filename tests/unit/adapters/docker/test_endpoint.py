@@ -77,11 +77,31 @@ def test_an_unknown_context_is_told_with_who_named_it(home: Path) -> None:
         _found(home, DOCKER_CONTEXT="nope")
 
 
-def test_ssh_is_refused_by_name_with_a_way_out(home: Path) -> None:
-    with pytest.raises(EngineUnavailable, match="ssh://box") as told:
-        _found(home, DOCKER_HOST="ssh://box")
-    assert told.value.hint is not None
-    assert "ssh -nNT -L" in told.value.hint
+def test_a_windows_pipe_is_refused_by_name(home: Path) -> None:
+    with pytest.raises(EngineUnavailable, match=r"npipe:////./pipe/docker .* only unix://, tcp:// and ssh://"):
+        _found(home, DOCKER_HOST="npipe:////./pipe/docker")
+
+
+def test_ssh_is_taken_from_docker_host_and_from_a_context(home: Path) -> None:
+    _context(home, "box", {"Host": "ssh://me@box:2222"})
+    assert _found(home, DOCKER_HOST="ssh://box").is_ssh
+    assert _found(home, "box").url == "ssh://me@box:2222"
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("ssh://", "names no host"),
+        ("ssh://me@", "names no host"),
+        ("ssh://-oProxyCommand=x", "names no host"),
+        ("ssh://me:secret@box", "password"),
+        ("ssh://box/run/d.sock?x=1", "nothing may follow"),
+        ("ssh://box:99999", "[Pp]ort"),
+    ],
+)
+def test_an_address_by_ssh_that_is_none_is_told_with_who_named_it(home: Path, url: str, why: str) -> None:
+    with pytest.raises(SpecError, match=rf"DOCKER_HOST is .*{why}"):
+        _found(home, DOCKER_HOST=url)
 
 
 def test_an_endpoint_comes_back_from_json(home: Path) -> None:
