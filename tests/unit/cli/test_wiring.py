@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -176,7 +177,7 @@ class Stock:
 @pytest.mark.parametrize("refuses", [False, True])
 def test_prune_removes_what_a_dry_run_has_named_and_says_how_much_that_gave(monkeypatch: pytest.MonkeyPatch, refuses: bool) -> None:
     stock = Stock(refuses)
-    monkeypatch.setattr(Wiring, "_docker_py", lambda *_: stock)
+    monkeypatch.setattr(Wiring, "_docker_py", lambda *_: contextlib.nullcontext(stock))
     dry = mbridge("images", "prune", "--dry-run")
     assert (dry.out, stock.kept) == ("mbridge-agent:0\n", ["mbridge-agent:0"])
     ran = mbridge("images", "prune")
