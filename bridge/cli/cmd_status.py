@@ -35,8 +35,8 @@ _EMPTY = "no session; start one: mbridge run docker/NAME IMAGE"
 def command(caller: Caller, /, session: str | None, as_json: bool, watch: bool, interval: float) -> int:
     """What is bridged, since when, how it is doing, and why not.
 
-    With --json, a list of {id, target, state, since, why, link: {via, state, since}, agent, ports}; with --watch, one such
-    list a line at each change. A state is starting, ready, reconnecting, stopping or failed.
+    With --json, a list of {id, target, state, since, why, link: {via, state, since}, agent, ports, warnings}; with --watch, one
+    such list a line at each change. A state is starting, ready, reconnecting, stopping or failed.
     """
     shown: object = None
     while True:

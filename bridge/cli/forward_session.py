@@ -53,8 +53,8 @@ async def forward(wish: SessionWish, forwards: Sequence[Forward], ui: Ui) -> int
                     await up.apply(plan.steps, world, made)
                     assert world.agent is not None  # the step brought it
                     step.done(world.agent.name)
-                link = _Linked(folder, wish, place, world.agent, private_key, public_key, listeners)
-                await forwarding.until_ended(link.supervisor.run(), lambda: link.serve(ui))
+                link = _Linked(folder, wish, place, world.agent, private_key, public_key, listeners, ui)
+                await forwarding.until_ended(link.supervisor.run(), link.serve)
             finally:
                 failures = await up.undo(made, world)
                 if not failures:
@@ -76,16 +76,19 @@ class _Linked:
         private_key: str,
         public_key: str,
         listeners: Sequence[forwarding.Listener],
+        ui: Ui,
     ) -> None:
         loop = asyncio.get_running_loop()
         self._folder, self._place, self._agent, self._public_key, self._listeners = folder, place, agent, public_key, listeners
+        self._ui = ui
         self._dials: set[asyncio.Task[None]] = set()
         self._remaking = asyncio.Lock()
         ports = tuple(str(one.forward) for one in listeners)
         self._status = SessionStatus(
             folder.id, str(wish.target), State.STARTING, sessions.now(), agent=agent.name, ports=ports, app="forward"
         )
-        folder.write_status(self._status)
+        self._on_warnings()
+        place.on_warnings = self._on_warnings
         self.supervisor = Supervisor(
             private_key=private_key,
             host_key=agent.host_key,
@@ -98,14 +101,14 @@ class _Linked:
             random=random.random,
         )
 
-    async def serve(self, ui: Ui) -> None:
+    async def serve(self) -> None:
         """Until cancelled; stops the link in order, so that the agent need not wait for anybody."""
         try:
-            with ui.step("link") as step:
+            with self._ui.step("link") as step:
                 facts = await self.supervisor.facts()
                 step.done(f"{', '.join(facts.addresses) or 'no address'} of {facts.hostname}")
             for listener in self._listeners:
-                ui.say(str(listener.forward))
+                self._ui.say(str(listener.forward))
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._watch(), name="target")
                 group.create_task(forwarding.serve(self._listeners, self.supervisor), name="forwards")
@@ -154,4 +157,8 @@ class _Linked:
         self._status = replace(self._status, link=sessions.link_status(told), agent=self._agent.name)
         if state is not self._status.state:
             self._status = self._status.changed(state, sessions.now(), told.why)
+        self._folder.write_status(self._status)
+
+    def _on_warnings(self) -> None:
+        self._status = sessions.with_warnings(self._status, self._place.warnings, self._ui.warn)
         self._folder.write_status(self._status)

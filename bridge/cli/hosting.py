@@ -109,6 +109,8 @@ class _Hosting:
     def __init__(self, wish: SessionWish, ui: Teller, manner: Manner, engine: Engine, folder: SessionFolder) -> None:
         self._wish, self._ui, self._manner, self._engine, self._folder = wish, ui, manner, engine, folder
         self._place: Place = places.place_of(wish, folder.id)
+        self._place.on_warnings = self._on_place_warnings
+        self._bridge_warnings: tuple[str, ...] = ()
         self._made: list[Op] = []
         self._signal: int | None = None
         self._app: AppProcess | None = None
@@ -220,8 +222,6 @@ class _Hosting:
                 with self._waiting(step.now):
                     ready = await serving.ready
                 step.done(f"{', '.join(ready.facts.addresses) or 'no address'} of {ready.facts.hostname}")
-            for warning in getattr(self._place, "warnings", ()):  # what this kind of place does with less than was asked
-                self._ui.warn(warning)
             if environ is not None:
                 await self._engine.put_files(by_role["bridge"].name, bodies.VOLUME_IN_BRIDGE, {bodies.ENVIRON_FILE: environ.result()})
             app, attach = wish.app, self._manner.attach
@@ -287,8 +287,9 @@ class _Hosting:
         """From the bridge, or None with what the host itself saw."""
         if status is not None:
             link = sessions.link_status(status.link)
+            self._bridge_warnings = status.warnings
             self._status = dataclasses.replace(
-                self._status, link=link, warnings=status.warnings, holder=status.holder, flows=status.flows,
+                self._status, link=link, warnings=self._warnings(), holder=status.holder, flows=status.flows,
             )  # fmt: skip
         if self._serving is not None:  # one that was made anew has another name in a pod, and may be another session's
             self._status = dataclasses.replace(self._status, agent=self._serving.agent.name)
@@ -297,12 +298,20 @@ class _Hosting:
         if self._status.state in (State.READY, State.RECONNECTING):
             self._tell_state(State.READY if up_now else State.RECONNECTING, None if up_now else why)
         else:
-            self._folder.write_status(self._status)
+            self._write_status()
             if self._waits is not None and why is not None:
                 self._waits(f"{why}; trying again")
                 if self._warning is None:
                     said = f"no link yet ({why}); trying again until you end it"
                     self._warning = asyncio.get_running_loop().call_later(_SLOW_START_S, self._ui.warn, said)
+
+    def _warnings(self) -> tuple[str, ...]:
+        return (*self._place.warnings, *self._bridge_warnings)
+
+    def _on_place_warnings(self) -> None:
+        """What the place does with less is told as it comes; `status` shows it for as long as it holds, as it shows the bridge's."""
+        self._status = sessions.with_warnings(self._status, self._warnings(), self._ui.warn)
+        self._write_status()
 
     @contextlib.contextmanager
     def _waiting(self, say: Callable[[str], None]) -> Iterator[None]:
@@ -320,8 +329,7 @@ class _Hosting:
         before = self._status.state
         with contextlib.suppress(BridgeError):
             self._status = self._status.changed(state, sessions.now(), why)
-        if self._folder.path.exists():
-            self._folder.write_status(self._status)
+        self._write_status()
         if state != before and state is State.RECONNECTING:
             said = f"the link is down ({why or 'no reason given'}); it comes back by itself"
             self._warning = asyncio.get_running_loop().call_later(_WARN_AFTER_S, self._warn, said)
@@ -330,6 +338,10 @@ class _Hosting:
                 self._warning.cancel()
             elif state is State.READY:
                 self._ui.note("the link is back")
+
+    def _write_status(self) -> None:
+        if self._folder.path.exists():  # it is forgotten when all is undone
+            self._folder.write_status(self._status)
 
     def _warn(self, text: str) -> None:
         self._warning = None

@@ -71,6 +71,8 @@ class DockerPlace:
         self.engine = engine
         self._session, self._owner = session, owner
         self._via, self._agent_image, self._ttl_s = via, agent_image, ttl_s
+        self.warnings: tuple[str, ...] = ()
+        self.on_warnings: Callable[[], None] = lambda: None
         self._container: Json | None = None  # as last found
         self._dialled: str | None = None  # the agent of the last dial
         self._way_back = WayBack(self._dial_direct)
@@ -154,7 +156,9 @@ class DockerPlace:
         try:
             return await untorn(self._read_environ(body), name="read environ")
         except HostError as exc:
-            log.warning("the environment of the running process cannot be read (%s): taking its container's", exc.message)
+            self.warnings = (f"the environment is the container's settings, not the process's own: {exc.message}",)
+            log.warning("%s", self.warnings[0])
+            self.on_warnings()
             return b"".join(entry.encode() + b"\0" for entry in container["Config"].get("Env") or ())
 
     async def watch(self) -> AsyncIterator[TargetChange]:

@@ -24,7 +24,7 @@ import socket
 import string
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bridge.adapters.kube import agents, headroom, kubeconfig
 from bridge.adapters.kube.agents import AgentSettings
@@ -46,6 +46,7 @@ from bridge.protocol import preamble
 log = logging.getLogger(__name__)
 Json = dict[str, Any]
 Progress = Callable[[str], None]
+_Topic = Literal["helper", "memory", "environment"]
 CARRIERS: tuple[Via, ...] = ("port-forward", "exec")
 _MEMORY_LIMIT_S = 3.0  # for a look that may be done without
 
@@ -64,7 +65,8 @@ class KubePlace:
         self._looks_only = not session  # nobody will end this place: each answer ends its connections itself
         self.namespace = wish.namespace or access.namespace
         self.api = Api(access)
-        self.warnings: list[str] = []
+        self.on_warnings: Callable[[], None] = lambda: None
+        self._warnings: dict[_Topic, str] = {}
         self._image = wish.agent_image or image
         self._memory = Memory(state / "kube-agents")
         self._finder = Finder(self.api, self.namespace)
@@ -76,11 +78,28 @@ class KubePlace:
         self._way_back = WayBack(lambda agent: self._one(CARRIERS[0], agent))
         self._fault: BridgeError | None = None
         self._guarding: asyncio.Future[None] | None = None
+        self._looking: asyncio.Future[None] | None = None  # at the pod's memory
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return tuple(self._warnings.values())
+
+    def _warn(self, topic: _Topic, text: str | None) -> None:
+        """What is so now; None: nothing to warn of."""
+        if self._warnings.get(topic) == text:
+            return
+        if text is None:
+            del self._warnings[topic]
+        else:
+            self._warnings[topic] = text
+            log.warning("%s", text)
+        self.on_warnings()
 
     async def close(self) -> None:
         """Give back what this process holds; what runs in the cluster stays."""
-        if self._guarding is not None:
-            self._guarding.cancel()
+        for task in (self._guarding, self._looking):
+            if task is not None:
+                task.cancel()
         self._way_back.close()
         await self._carriers.close()
         await self.api.close()
@@ -137,6 +156,7 @@ class KubePlace:
             listen="any" if self._wish.via == "direct" else "loopback",
             pull_policy=self._wish.agent_pull_policy,
         )
+        self._warn("helper", None)
         if isinstance(self._target, Targetless):
             return await self._helper(settings, None, progress)
         found = self._found = await self._now()
@@ -146,7 +166,9 @@ class KubePlace:
             return await self._helper(settings, found, progress)
         if reused := await self._reuse(found, settings):
             progress(f"using agent {reused.name} again")
+            self._look_at_memory(found, reused.name)
             return reused
+        self._look_at_memory(found)
         return await self._ephemeral(found, settings, progress)
 
     async def _reuse(self, found: PodFound, settings: AgentSettings) -> AgentIdentity | None:
@@ -171,23 +193,6 @@ class KubePlace:
             name += "-" + "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(4))
         uid = agents.target_uid(found.pod, found.container)
         progress(f"adding ephemeral container {name} to pod {found.name}")
-        looking = asyncio.ensure_future(self._look_at_memory(found))
-        try:
-            identity = await self._added(found, name, uid, settings, progress)
-            await looking  # it has ended long ago: an agent takes a second to start
-        finally:
-            looking.cancel()
-        return identity
-
-    async def _look_at_memory(self, found: PodFound) -> None:
-        with contextlib.suppress(BridgeError, TimeoutError):
-            async with asyncio.timeout(_MEMORY_LIMIT_S):
-                room = await headroom.look(found.pod, found.container, functools.partial(self._carriers.output, found.name))
-            if room is not None and not room.enough:
-                takes = f"the agent takes up to {headroom.AGENT_TAKES >> 20}"
-                self.warnings.append(f"pod {found.name}: {room}, and {takes}: raise the limit, or --agent pod")
-
-    async def _added(self, found: PodFound, name: str, uid: int | None, settings: AgentSettings, progress: Progress) -> AgentIdentity:
         try:
             await self._launcher.patch(found.name, agents.ephemeral(name, settings, "restricted", uid))
         except Refused as error:
@@ -222,8 +227,26 @@ class KubePlace:
                 await self._launcher.delete(name)
             raise
         if found:
-            self.warnings.append(f"helper pod {name}: its own address, loopback and network policy, not those of {found.name}")
+            self._warn("helper", f"helper pod {name}: its own address, loopback and network policy, not those of {found.name}")
         return identity
+
+    def _look_at_memory(self, found: PodFound, reused: str | None = None) -> None:
+        """Beside all else that a start does, which takes longer."""
+
+        async def look() -> None:
+            text = None
+            with contextlib.suppress(BridgeError, TimeoutError):
+                async with asyncio.timeout(_MEMORY_LIMIT_S):
+                    room = await headroom.look(found.pod, found.container, functools.partial(self._carriers.output, found.name), reused)
+                if room is not None and not room.enough:
+                    text = (
+                        f"pod {found.name}: {room}, and the agent takes up to {headroom.AGENT_TAKES >> 20}: raise the limit, or --agent pod"
+                    )
+            self._warn("memory", text)
+
+        if self._looking is not None:
+            self._looking.cancel()
+        self._looking = asyncio.ensure_future(look())
 
     async def _introduced(self, pod_name: str, container: str, pod: Json, settings: AgentSettings) -> AgentIdentity:
         agent_id, port, host_key = await self._launcher.first_line(pod_name, container)
@@ -319,8 +342,7 @@ class KubePlace:
                 return await self._by_file_agent(found)
             except (AgentFailed, Refused, Forbidden) as error:
                 refused = error
-        self.warnings.append(f"the environment is the pod spec's, not the process's own: {refused.message}")
-        log.warning("%s", self.warnings[-1])
+        self._warn("environment", f"the environment is the pod spec's, not the process's own: {refused.message}")
         return spec_environ(found.pod, found.container)
 
     async def _by_file_agent(self, found: PodFound) -> bytes:

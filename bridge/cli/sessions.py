@@ -81,6 +81,14 @@ def link_status(told: door.LinkStatus) -> LinkStatus:
     return LinkStatus(told.via, _LINK_STATES[told.state], datetime.fromtimestamp(told.since, UTC).strftime(_TIME))
 
 
+def with_warnings(status: SessionStatus, warnings: tuple[str, ...], warn: Callable[[str], None]) -> SessionStatus:
+    """`warnings` hold from now on; `warn` hears those that are new."""
+    for text in warnings:
+        if text not in status.warnings:
+            warn(text)
+    return replace(status, warnings=warnings)
+
+
 def key_pair() -> tuple[str, str]:
     """(private key in OpenSSH's form, "ssh-ed25519 AAAA…"), made at the first call."""
     folder = root()

@@ -102,7 +102,15 @@ class TargetChange:
 
 
 class Place(Protocol):
-    """Where the target lives. One instance belongs to one session; blocking libraries run in threads inside it."""
+    """Where the target lives. One instance belongs to one session; blocking libraries run in threads inside it.
+
+    `warnings` are what it does with less than was asked, as things are now; `on_warnings` is called when they change.
+    """
+
+    on_warnings: Callable[[], None]
+
+    @property
+    def warnings(self) -> tuple[str, ...]: ...
 
     async def find(self) -> TargetFound:
         """Look the target up. Raises TargetNotFound (nearest names), ClusterError, EngineUnavailable."""

@@ -15,13 +15,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.cluster.kube import PUBLIC_KEY, TARGET_IMAGE, Namespace, bridged, ended, service
+from tests.cluster.kube import PUBLIC_KEY, TARGET_IMAGE, Namespace, bridged, container, ended, service
 from tests.cluster.kubeconfigs import Kubeconfig
 from tests.cluster.test_run import ip_of
 from tests.lab.boxes import Cli, eventually
 from tests.lab.relay import Relay
 
-PER_START, PER_IDLE_MINUTE = 20, 4
+PER_START, WITH_AN_AGENT, PER_IDLE_MINUTE = 20, 12, 4
 SESSIONS = 100
 
 
@@ -49,7 +49,7 @@ def test_K21_a_whole_start_and_end_asks_twenty_times_at_most_and_less_with_the_a
     namespace: Namespace, counted: tuple[Cli, Relay]
 ) -> None:
     cli, relay = counted
-    namespace.workload()
+    namespace.workload(pod={"containers": [container(resources={"limits": {"memory": "1Gi"}})]})  # so that it is looked at
     counts = []
     for _ in range(2):
         before = len(relay.requests)
@@ -58,7 +58,7 @@ def test_K21_a_whole_start_and_end_asks_twenty_times_at_most_and_less_with_the_a
         counts.append(len(relay.requests) - before)
     assert any("portforward" in path for path in relay.requests), "carriers are among what was counted"
     assert counts[0] <= PER_START, relay.requests
-    assert counts[1] < counts[0], relay.requests
+    assert counts[1] <= WITH_AN_AGENT, relay.requests
 
 
 def test_K21_an_idle_session_asks_four_times_a_minute_at_most(namespace: Namespace, counted: tuple[Cli, Relay]) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import json
 import re
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -173,14 +174,47 @@ def test_a_pod_with_little_memory_left_is_told_of_in_one_line_and_the_session_st
         r"mbridge: warning: pod (\S+): (\d+) of its 200 MiB of memory are free, and the agent takes up to 82: raise", done.stderr
     )
     looked = namespace.cli.run("doctor", "deploy/web", "-n", namespace.name).stdout
+    with bridged(namespace, "deploy/web") as app:  # the agent is used again
+        kept = app.status()["warnings"]
+        shown = namespace.cli.run("status").stdout
+        app.process.send_signal(signal.SIGTERM)
+        said = app.process.communicate(timeout=30)[1].decode()
+    assert f"agent: {namespace.pods('app=web')[0]['spec']['ephemeralContainers'][0]['name']} " in said, "no other was made"
     if held_mib:
+        assert f"  warning: pod {name}: " in shown
+        assert [text for text in kept if text.startswith(f"pod {name}: ") and "of its 200 MiB" in text], kept
+        assert said.count(f"mbridge: warning: pod {name}: ") == 1
         assert [pod for pod, _ in warned] == [name]
         assert 60 < int(warned[0][1]) < 80
         assert f"! memory      pod {name}: " in looked
         assert "→ raise the limit, or --agent pod" in looked
     else:
-        assert "of memory" not in done.stderr
+        assert "of memory" not in f"{done.stderr}{said}{shown}{kept}"
         assert f"✓ memory      pod {name}: 1" in looked
+
+
+def test_K02_a_forward_by_a_helper_pod_serves_and_tells_what_it_has_not_of_the_target(namespace: Namespace) -> None:
+    namespace.workload()
+    (web,) = namespace.pods("app=web")
+    where = ("--agent", "pod", "-n", namespace.name)
+    forward = namespace.cli.start("forward", *where, "deploy/web", f"0:{ip_of(web)}:8080")
+    try:
+        assert forward.stdout is not None
+        here = re.search(rb"127\.0\.0\.1:(\d+)", forward.stdout.readline())
+        assert here is not None
+        with socket.create_connection(("127.0.0.1", int(here[1])), 10) as sock:
+            answer = json.loads(sock.makefile().readline())
+        assert answer["host"] == web["metadata"]["name"]
+        (helper,) = namespace.pods("mbridge.role=agent")
+        assert answer["peer"] == ip_of(helper)
+        (status,) = namespace.cli.status()
+        (warning,) = status["warnings"]
+        assert warning.startswith(f"helper pod {helper['metadata']['name']}: its own address")
+    finally:
+        forward.send_signal(signal.SIGINT)
+        _, said = forward.communicate(timeout=30)
+    assert said.decode().count(f"mbridge: warning: {warning}") == 1
+    namespace.until("no helper pod", lambda: not namespace.pods("mbridge.role=agent"))
 
 
 def test_logs_hold_the_agents_lines_out_of_its_pod_as_they_come(namespace: Namespace) -> None:

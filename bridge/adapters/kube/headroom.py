@@ -2,11 +2,11 @@
 
 Theory of operation: the limit is the pod's own, or the sum of its containers' where all have one (what the kubelet writes into the pod's
 cgroup); else there is none and nothing to ask. What is used is read in each running container, from its own cgroup, by exec: no
-metrics server needs to be there, and no right beyond the one that the environment is read with. Page cache does not count, since the
-kernel gives it up first.
+metrics server needs to be there, and no right beyond the one that the environment is read with. The target is asked first: it tells
+which version of cgroups the node has. Page cache does not count, since the kernel gives it up first.
 
 Limits: without exec, or without `cat` in the target's image, the limit alone is known. Memory of the kernel's own for the containers
-counts on cgroup v2 alone.
+counts on cgroup v2 alone. Of a pod's running containers six are asked, a request each; the others count as nothing.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ Json = dict[str, Any]
 Read = Callable[[str, Sequence[str]], Awaitable[bytes]]  # (container, command): what it prints. Raises ClusterError
 WANTED = 100 << 20
 AGENT_TAKES = 82 << 20  # 50 MB idle, 32 MiB of buffers
-_STATS = ("/sys/fs/cgroup/memory.stat", "/sys/fs/cgroup/memory/memory.stat")  # cgroup v2, v1
-_COUNTED = (frozenset({"anon", "shmem", "kernel"}), frozenset({"total_rss", "total_shmem"}))
+MOST_ASKED = 6
 _UNITS = {
     "Ki": 1 << 10,
     "Mi": 1 << 20,
@@ -39,6 +38,18 @@ _UNITS = {
     "T": 10**12,
     "P": 10**15,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class _Stat:
+    """Where a container reads what it uses, and which lines of it count."""
+
+    path: str
+    counted: frozenset[str]
+
+
+_V2 = _Stat("/sys/fs/cgroup/memory.stat", frozenset({"anon", "shmem", "kernel"}))
+_V1 = _Stat("/sys/fs/cgroup/memory/memory.stat", frozenset({"total_rss", "total_shmem"}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,29 +87,31 @@ def _limit(entry: Json) -> int | None:
     return None if text is None else quantity(str(text))
 
 
-async def look(pod: Json, target: str, read: Read) -> Headroom | None:
-    """None where the pod has no limit, and so nothing is asked. `target` is the container that must be told of to know anything."""
+async def look(pod: Json, target: str, read: Read, but: str | None = None) -> Headroom | None:
+    """None where the pod has no limit, and so nothing is asked.
+
+    `target` is the container that must be told of to know anything; `but` is one that does not count: the agent that is used again.
+    """
     limit = limit_of(pod)
     if limit is None:
         return None
     ephemeral = [one["name"] for one in pod["spec"].get("ephemeralContainers") or ()]
     names = [name for name in (*(one["name"] for one in containers(pod)), *ephemeral) if container_state(pod, name) == "running"]
-    found = dict(zip(names, await asyncio.gather(*(_used(name, read) for name in names)), strict=True))
-    if found.get(target) is None:
-        return Headroom(limit)
-    return Headroom(limit, sum(one or 0 for one in found.values()))
+    others = [name for name in names if name not in (target, but)][: MOST_ASKED - 1]
+    for stat in (_V2, _V1):
+        if (used := await _used(target, stat, read)) is not None:
+            return Headroom(limit, used + sum(one or 0 for one in await asyncio.gather(*(_used(name, stat, read) for name in others))))
+    return Headroom(limit)
 
 
-async def _used(container: str, read: Read) -> int | None:
-    for path, counted in zip(_STATS, _COUNTED, strict=True):
-        try:
-            stat = await read(container, ["cat", path])
-        except ClusterError as error:
-            log.debug("! memory of container %s: %s", container, error.message)
-            continue
-        pairs = (line.split() for line in stat.decode(errors="replace").splitlines())
-        return sum(int(pair[1]) for pair in pairs if len(pair) == 2 and pair[0] in counted and pair[1].isdigit())
-    return None
+async def _used(container: str, stat: _Stat, read: Read) -> int | None:
+    try:
+        said = await read(container, ["cat", stat.path])
+    except ClusterError as error:
+        log.debug("! memory of container %s: %s", container, error.message)
+        return None
+    pairs = (line.split() for line in said.decode(errors="replace").splitlines())
+    return sum(int(pair[1]) for pair in pairs if len(pair) == 2 and pair[0] in stat.counted and pair[1].isdigit())
 
 
 def quantity(text: str) -> int:

@@ -35,6 +35,8 @@ class FakePlace:
         self.dials: list[BridgeError] = []  # what the next dials fail with
         self.changes: asyncio.Queue[TargetChange] = asyncio.Queue()
         self.hold: asyncio.Event | None = None
+        self.warnings: tuple[str, ...] = ()
+        self.on_warnings: Callable[[], None] = lambda: None
 
     async def find(self) -> TargetFound:
         return TargetFound("docker/orders", "container orders", "1", hostname="orders-1")

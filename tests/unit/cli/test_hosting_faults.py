@@ -60,6 +60,39 @@ def test_a_bridge_that_was_removed_is_made_again(play: Play) -> None:
     play(scenario)
 
 
+def test_what_the_target_gives_less_of_is_told_once_and_stands_in_status_while_it_holds(play: Play) -> None:
+    little, spec = "70 of its 200 MiB of memory are free", "the environment is the spec's"
+
+    async def scenario(world: World) -> None:
+        def warn(*texts: str) -> None:
+            world.place.warnings = texts
+            world.place.on_warnings()
+
+        world.place.warnings = (little,)
+        world.place.hold = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            hosted = group.create_task(world.host(signals_end_it=True))
+            await world.until(lambda: world.place.present)
+            warn(little)
+            assert world.ui.told.count(little) == 1, "while the start is under way"
+            world.place.hold.set()
+            await world.until(lambda: world.started.is_set() and world.status().state is State.READY)
+            assert world.status().warnings == (little,)
+            world.bridge.say(wire.Status(wire.LinkStatus("connected", 0, "direct"), ("no ping",)))
+            await world.until(lambda: world.status().warnings == (little, "no ping"))
+            warn(little, spec)
+            assert world.status().warnings == (little, spec, "no ping")
+            warn(spec)
+            assert world.status().warnings == (spec, "no ping")
+            assert (world.ui.told.count(little), world.ui.told.count(spec)) == (1, 1)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert hosted.result() == 143
+        warn("late")
+        world.assert_nothing_is_left()
+
+    play(scenario)
+
+
 def test_a_dial_is_answered_with_a_descriptor_whose_far_end_is_the_agent(play: Play) -> None:
     async def scenario(world: World) -> None:
         async with _up(world):

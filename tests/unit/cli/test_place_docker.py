@@ -309,6 +309,10 @@ def test_where_the_process_cannot_be_read_its_containers_settings_stand_in(tmp_p
             return 1
 
         engine.programs["agent:1"] = reader
-        assert await _place(engine).environ() == b"FROM=spec\0"
+        place = _place(engine)
+        told: list[tuple[str, ...]] = []
+        place.on_warnings = lambda: told.append(place.warnings)
+        assert await place.environ() == b"FROM=spec\0"
+        assert told == [("the environment is the container's settings, not the process's own: mbridge: error: permission denied",)]
 
     _run(tmp_path, scenario)

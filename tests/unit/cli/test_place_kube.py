@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from bridge.adapters.kube.api import Unreachable
+from bridge.cli.place_kube import KubePlace
 from bridge.engine import way_back
+from bridge.model.facts import AgentIdentity
 from tests.unit.cli.fake_cluster import FakeCluster
 
 Scenario = Callable[[FakeCluster], Coroutine[Any, Any, None]]
@@ -98,5 +100,67 @@ def test_a_carrier_by_exec_stays_where_it_was_asked_for_or_no_other_is_allowed(
                 async with asyncio.timeout(0.3):
                     await asyncio.get_running_loop().sock_recv(sock, 1)
             assert cluster.count("GET portforward") == tried
+
+    play(scenario)
+
+
+def _limited(cluster: FakeCluster) -> None:
+    """200 MiB for the pod, of which the target holds 150."""
+    cluster.pod["spec"]["containers"][0]["resources"] = {"limits": {"memory": "200Mi"}}
+    cluster.commands["cat /sys/fs/cgroup/memory.stat"] = b"anon 157286400\n"
+
+
+async def _starts(place: KubePlace, warning_of: int) -> AgentIdentity:
+    """An agent, once the place warns of so many things."""
+    changed = asyncio.Event()
+    place.on_warnings = changed.set
+    agent = await place.start_agent("key", lambda _: None)
+    while len(place.warnings) != warning_of:
+        await changed.wait()
+        changed.clear()
+    return agent
+
+
+def test_a_pod_with_little_memory_left_is_told_of_when_its_agent_is_made_and_when_it_is_used_again(play: Play) -> None:
+    async def scenario(cluster: FakeCluster) -> None:
+        _limited(cluster)
+        said = "pod web-1: 50 of its 200 MiB of memory are free, and the agent takes up to 82: raise the limit, or --agent pod"
+        for reused in (False, True):
+            async with cluster.place() as place:
+                before = cluster.count("GET exec")
+                assert (await _starts(place, 1)).reused is reused
+                assert place.warnings == (said,)
+                assert cluster.count("GET exec") - before == 1, "the agent that is used again is not asked"
+
+    play(scenario)
+
+
+def test_nothing_waits_for_the_look_at_the_memory(play: Play) -> None:
+    async def scenario(cluster: FakeCluster) -> None:
+        _limited(cluster)
+        cluster.hold = asyncio.Event()
+        for _ in range(2):
+            async with cluster.place() as place:
+                agent = await place.start_agent("key", lambda _: None)
+                (await place.dial(agent, ()))[1].close()
+                assert place.warnings == ()
+
+    play(scenario)
+
+
+def test_a_warning_ends_with_what_it_is_about(play: Play) -> None:
+    async def scenario(cluster: FakeCluster) -> None:
+        _limited(cluster)
+        del cluster.commands["cat /proc/1/environ"]
+        cluster.refusals["ephemeralcontainers"] = (403, "no agents here")
+        async with cluster.place() as place:
+            assert await place.environ() == b"FROM_SPEC=1\0"
+            (environment,) = place.warnings
+            assert "the pod spec's" in environment
+            del cluster.refusals["ephemeralcontainers"]
+            await _starts(place, 2)
+            cluster.commands["cat /sys/fs/cgroup/memory.stat"] = b"anon 1048576\n"
+            await _starts(place, 1)
+            assert place.warnings == (environment,), "of the process that the app was started for"
 
     play(scenario)
