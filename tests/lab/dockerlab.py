@@ -139,7 +139,7 @@ class Lab:
             config |= {"network": self.inside, "networking_config": {self.inside: endpoint}}
         host = {
             key: config.pop(key)
-            for key in ("cap_add", "dns", "dns_search", "dns_opt", "init", "network_mode", "extra_hosts")
+            for key in ("binds", "cap_add", "dns", "dns_search", "dns_opt", "init", "network_mode", "extra_hosts")
             if key in config
         }
         labels, detach, network = config.pop("labels"), config.pop("detach"), config.pop("network", None)

@@ -2,6 +2,7 @@
 
     endpoint    which engine: found as the docker command finds it
     by_ssh      a stream to an engine behind ssh://
+    tls         a stream to one behind TLS, whose sending half can end
     wire        HTTP/1.1 on asyncio streams: requests, streams, hijacked connections
     engine      one method per call that mbridge makes, errors in the user's words
     options     `docker run` options → the API's JSON

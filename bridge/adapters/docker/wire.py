@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from bridge.adapters.docker import tls
 from bridge.adapters.docker.by_ssh import SshDialler
 from bridge.adapters.docker.endpoint import Endpoint
 from bridge.errors import EngineUnavailable, HostError, RemoteProtocolError
@@ -177,6 +178,11 @@ class Wire:
             return await _header(reader)
         except EngineUnavailable as exc:
             raise await self._failure(writer) or exc from exc.__cause__
+        except ssl.SSLError as exc:  # TLS 1.3 judges the client's certificate after the handshake
+            raise EngineUnavailable(
+                f"the engine at {self.endpoint.url} ({self.endpoint.source}) ended the TLS connection: {exc.reason}",
+                hint="it takes certificates of its own authority: see cert.pem in DOCKER_CERT_PATH or in the docker context",
+            ) from exc
 
     async def _failure(self, writer: asyncio.StreamWriter) -> EngineUnavailable | None:
         """Who carried the connection may know more of its end."""
@@ -191,8 +197,10 @@ class Wire:
                 if endpoint.is_unix:
                     return await asyncio.open_unix_connection(endpoint.path, limit=_LINE_BYTES)
                 host, port = endpoint.address
-                name = host if endpoint.tls else None
-                return await asyncio.open_connection(host, port, limit=_LINE_BYTES, ssl=self._context(), server_hostname=name)
+                context = self._context()
+                if context is not None:
+                    return await tls.open_stream(host, port, context, _LINE_BYTES)
+                return await asyncio.open_connection(host, port, limit=_LINE_BYTES)
         except PermissionError as exc:
             raise EngineUnavailable(
                 f"not allowed to use the engine's socket {endpoint.path}", hint='sudo usermod -aG docker "$USER", then log in again'
