@@ -298,7 +298,7 @@ class _Hosting:
         if self._status.state in (State.READY, State.RECONNECTING):
             self._tell_state(State.READY if up_now else State.RECONNECTING, None if up_now else why)
         else:
-            self._write_status()
+            self._folder.write_status(self._status)
             if self._waits is not None and why is not None:
                 self._waits(f"{why}; trying again")
                 if self._warning is None:
@@ -311,7 +311,7 @@ class _Hosting:
     def _on_place_warnings(self) -> None:
         """What the place does with less is told as it comes; `status` shows it for as long as it holds, as it shows the bridge's."""
         self._status = sessions.with_warnings(self._status, self._warnings(), self._ui.warn)
-        self._write_status()
+        self._folder.write_status(self._status)
 
     @contextlib.contextmanager
     def _waiting(self, say: Callable[[str], None]) -> Iterator[None]:
@@ -329,7 +329,7 @@ class _Hosting:
         before = self._status.state
         with contextlib.suppress(BridgeError):
             self._status = self._status.changed(state, sessions.now(), why)
-        self._write_status()
+        self._folder.write_status(self._status)
         if state != before and state is State.RECONNECTING:
             said = f"the link is down ({why or 'no reason given'}); it comes back by itself"
             self._warning = asyncio.get_running_loop().call_later(_WARN_AFTER_S, self._warn, said)
@@ -338,10 +338,6 @@ class _Hosting:
                 self._warning.cancel()
             elif state is State.READY:
                 self._ui.note("the link is back")
-
-    def _write_status(self) -> None:
-        if self._folder.path.exists():  # it is forgotten when all is undone
-            self._folder.write_status(self._status)
 
     def _warn(self, text: str) -> None:
         self._warning = None
