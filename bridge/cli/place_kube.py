@@ -5,7 +5,7 @@ remembered container id, proven by its pinned host key) is used again: the carri
 Else one PATCH adds an ephemeral container on the lowest rung, or, by `--agent pod` and without a target, a helper pod is made.
 
     carriers      port-forward; else exec, until port-forward works again (engine/way_back.py)
-    environment   cat /proc/1/environ by exec in the target; else a file agent in its PID namespace; else the spec, with a warning
+    environment   the process's own; where nothing may read it the spec's, with a warning (cli/kube_environ.py)
 
 Limits: an ephemeral container cannot be removed: it ends by its TTL, and the pod keeps its record. A helper pod has an address
 of its own: the target's network policy, its loopback and its source address are not had there.
@@ -19,25 +19,35 @@ import functools
 import hashlib
 import logging
 import os
-import secrets
 import socket
-import string
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from bridge.adapters.kube import agents, headroom, kubeconfig
 from bridge.adapters.kube.agents import AgentSettings
-from bridge.adapters.kube.api import Api, Missing, Refused, Unreachable
+from bridge.adapters.kube.api import Api, Missing, Refused
 from bridge.adapters.kube.carriers import Carriers
 from bridge.adapters.kube.launching import Launcher
 from bridge.adapters.kube.memory import Memory, Remembered
 from bridge.adapters.kube.pump import Pump
-from bridge.adapters.kube.targets import Finder, PodFound, container_status, is_ready, path_of
+from bridge.adapters.kube.targets import Finder, PodFound, is_ready, path_of
 from bridge.adapters.kube.watching import Follower
+from bridge.cli.kube_environ import EnvironReader
 from bridge.engine.needs import TargetChange, Via
 from bridge.engine.way_back import WayBack
-from bridge.errors import AgentFailed, BridgeError, ClusterError, Forbidden, LinkError, LinkLost, SpecError, TargetNotFound
+from bridge.errors import (
+    AgentFailed,
+    BridgeError,
+    ClusterError,
+    Forbidden,
+    HostKeyMismatch,
+    LinkError,
+    LinkLost,
+    SpecError,
+    TargetNotFound,
+    VersionMismatch,
+)
 from bridge.model.facts import AgentIdentity, TargetFound
 from bridge.model.target import KubeTarget, Targetless
 from bridge.model.wish import SessionWish
@@ -72,8 +82,9 @@ class KubePlace:
         self._finder = Finder(self.api, self.namespace)
         self._launcher = Launcher(self.api, self.namespace)
         self._carriers = Carriers(self.api, self.namespace)
+        self._environ = EnvironReader(self._launcher, self._carriers, self._image, wish.agent_pull_policy, self._session)
         self._found: PodFound | None = None
-        self._stale = False
+        self._fresh = False  # nothing was made since it was found
         self._agent: tuple[str, str] | None = None  # pod and container that hold it
         self._way_back = WayBack(lambda agent: self._one(CARRIERS[0], agent))
         self._fault: BridgeError | None = None
@@ -119,6 +130,7 @@ class KubePlace:
             return TargetFound(text="targetless", where=f"namespace {self.namespace}", uid=f"{self.namespace}/{self._session}")
         async with self._asking():
             found = self._found = await self._look()
+        self._fresh = True
         return TargetFound(
             text=str(self._target),
             where=f"pod {found.name} in namespace {self.namespace}",
@@ -129,8 +141,8 @@ class KubePlace:
 
     async def _now(self) -> PodFound:
         """The pod that was found, as it is now; another one of the target where it is ready no more."""
-        if self._found is not None and not self._stale:
-            self._stale = True  # what is made from now on is not in it
+        fresh, self._fresh = self._fresh, False  # what is made from now on is not in what was found
+        if self._found is not None and fresh:
             return self._found
         if self._found is not None:
             with contextlib.suppress(Missing):
@@ -164,12 +176,14 @@ class KubePlace:
             raise ClusterError(f"pod {found.name} is on its node's own network: the app would be the node", hint="--yes-host-network")
         if self._wish.agent_kind == "pod":
             return await self._helper(settings, found, progress)
-        if reused := await self._reuse(found, settings):
-            progress(f"using agent {reused.name} again")
-            self._look_at_memory(found, reused.name)
-            return reused
-        self._look_at_memory(found)
-        return await self._ephemeral(found, settings, progress)
+        if agent := await self._reuse(found, settings):
+            progress(f"using agent {agent.name} again")
+            self._look_at_memory(found, agent.name)
+        else:
+            self._look_at_memory(found)
+            agent = await self._ephemeral(found, settings, progress)
+        self._guard(found, agent.name)
+        return agent
 
     async def _reuse(self, found: PodFound, settings: AgentSettings) -> AgentIdentity | None:
         known = self._memory.recall(found.uid)
@@ -190,7 +204,7 @@ class KubePlace:
         name = agents.PREFIX + self._session
         taken = {c["name"] for c in found.pod["spec"].get("ephemeralContainers") or ()}
         if name in taken:  # an earlier one of this session: a name is never free again in a pod
-            name += "-" + "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(4))
+            name = agents.fresh(name)
         uid = agents.target_uid(found.pod, found.container)
         progress(f"adding ephemeral container {name} to pod {found.name}")
         try:
@@ -210,7 +224,7 @@ class KubePlace:
         return identity
 
     async def _helper(self, settings: AgentSettings, found: PodFound | None, progress: Progress) -> AgentIdentity:
-        name = f"{agents.PREFIX}{self._session}-" + "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(4))
+        name = agents.fresh(agents.PREFIX + self._session)
         labels = {"mbridge.session": self._session, "mbridge.role": "agent", "mbridge.owner": self._owner}
         body = agents.helper_pod(name, settings, self._wish.helper, labels, found.pod if found else None)
         progress(f"creating helper pod {name}")
@@ -268,7 +282,9 @@ class KubePlace:
         for way in ways:
             try:
                 return await self._one(way, agent, first)
-            except (LinkLost, Forbidden, Refused, Missing) as error:
+            except VersionMismatch:  # of the agent, whatever the way to it
+                raise
+            except (LinkError, Forbidden, Refused, Missing) as error:
                 first = first or error
         assert first is not None  # there is at least one way
         if isinstance(first, Forbidden):
@@ -323,53 +339,16 @@ class KubePlace:
         async with self._asking():
             if self._found is None:
                 self._found = await self._look()
-            return await self._environ(self._found)
-
-    async def _environ(self, found: PodFound) -> bytes:
-        shared = bool(found.pod["spec"].get("shareProcessNamespace"))
-        refused: BridgeError | None = None
-        if not shared:
-            try:
-                return await self._carriers.output(found.name, found.container, ["cat", "/proc/1/environ"])
-            except Forbidden as error:
-                refused = error
-            except Unreachable:  # no answer is no reason to do with less
-                raise
-            except ClusterError as error:
-                log.debug("! environment by exec: %s", error.message)
-        if refused is None:
-            try:
-                return await self._by_file_agent(found)
-            except (AgentFailed, Refused, Forbidden) as error:
-                refused = error
-        self._warn("environment", f"the environment is the pod spec's, not the process's own: {refused.message}")
-        return spec_environ(found.pod, found.container)
-
-    async def _by_file_agent(self, found: PodFound) -> bytes:
-        uid = agents.target_uid(found.pod, found.container)
-        target_id = _container_id(found)
-        failed: BridgeError | None = None
-        for rung in agents.file_rungs(uid):
-            name = f"{agents.PREFIX}{self._session}-env-" + "".join(secrets.choice(string.ascii_lowercase) for _ in range(4))
-            body = agents.file_agent(name, self._image, "IfNotPresent", found.container, rung, uid)
-            try:
-                await self._launcher.patch(found.name, body)
-                await self._launcher.running(found.name, name, lambda _: None)
-                command = [agents.PYTHON, "-m", "bridge.agent", "environ", "--container", target_id]
-                return await self._carriers.output(found.name, name, command)
-            except (Forbidden, Unreachable):
-                raise
-            except ClusterError as error:
-                failed = error
-                log.debug("! environment on rung %s: %s", rung, error.message)
-        raise AgentFailed(f"no agent may read it: {failed.message if failed else ''}")
+            environ, refused = await self._environ.read(self._found)
+        if refused is not None:
+            self._warn("environment", f"the environment is the pod spec's, not the process's own: {refused.message}")
+        return environ
 
     async def watch(self) -> AsyncGenerator[TargetChange, None]:
         if isinstance(self._target, Targetless) or self._found is None:
             await asyncio.Event().wait()
             return
         follower = Follower(self.api, self.namespace, self._found, self._look)
-        self._guard()
         async with contextlib.aclosing(follower.changes()) as changes:
             async for kind, why in changes:
                 self._found = follower.found
@@ -378,22 +357,22 @@ class KubePlace:
                     self._way_back.drop()
                 yield TargetChange(kind, why)
 
-    def _guard(self) -> None:
+    def _guard(self, found: PodFound, agent: str) -> None:
         """Only where the target shares the agent's PID namespace can it write into the agent's log."""
-        if self._guarding is not None or self._agent is None or self._found is None:
-            return
-        if not self._found.pod["spec"].get("shareProcessNamespace"):
-            return
 
-        async def guard(pod: str, container: str) -> None:
+        async def guard() -> None:
             try:
-                await self._launcher.guard(pod, container)
+                await self._launcher.guard(found.name, agent)
+            except HostKeyMismatch as error:
+                self._fault = error
+                await self._carriers.close()
             except BridgeError as error:
-                if isinstance(error, LinkError):
-                    self._fault = error
-                    await self._carriers.close()
+                log.info("! the log of agent %s is watched no more: %s", agent, error.message)
 
-        self._guarding = asyncio.ensure_future(guard(*self._agent))
+        if self._guarding is not None:
+            self._guarding.cancel()
+        if found.pod["spec"].get("shareProcessNamespace"):
+            self._guarding = asyncio.ensure_future(guard())
 
     async def remove_agent(self) -> None:
         try:
@@ -414,21 +393,8 @@ async def remove(api: Api, namespace: str, session: str) -> None:
             await api.request("DELETE", path_of("pod", namespace, item["metadata"]["name"]), [("gracePeriodSeconds", "0")])
 
 
-def spec_environ(pod: Json, container: str) -> bytes:
-    """The literal values of a container's spec, as /proc/PID/environ has them; references are left out."""
-    for entry in (*pod["spec"].get("containers", ()), *pod["spec"].get("initContainers", ())):
-        if entry["name"] == container:
-            pairs = [f"{item['name']}={item['value']}" for item in entry.get("env") or () if "value" in item]
-            return b"".join(pair.encode() + b"\0" for pair in pairs)
-    return b""
-
-
 def _made_of(settings: AgentSettings) -> str:
     return hashlib.sha256("\0".join((settings.image, settings.public_key, settings.listen)).encode()).hexdigest()
-
-
-def _container_id(found: PodFound) -> str:
-    return str(container_status(found.pod, found.container).get("containerID") or "").rpartition("//")[2]
 
 
 async def _direct(agent: AgentIdentity) -> tuple[socket.socket, bytes]:

@@ -2,7 +2,7 @@
 
     run       find a ready pod, put the agent beside it, read its first log line, reach it by port-forward
     env       the target process's own environment, by exec (also the exec carrier)
-    follow    watch instead of asking again and again           optional: without it mbridge looks every 20 s
+    follow    watch instead of asking again and again           optional: without it mbridge looks every 30 s
     events    what the cluster says while the agent starts      optional: without it only the container's own state is shown
     helper    --agent pod, and targetless                       instead of pods/ephemeralcontainers
 
@@ -31,7 +31,7 @@ class Right:
         return f"{self.verb} {self.resource}"
 
 
-_POLLING = "the target is looked at every 20 s instead of being watched"
+_POLLING = "the target is looked at every 30 s instead of being watched"
 _NO_ENV = "the environment is the pod spec's literal values, not the process's own; no exec carrier"
 # A WebSocket is a GET, so "get" is what API servers up to 1.34 ask for; later ones ask for "create". kubectl needs both too.
 RIGHTS = (

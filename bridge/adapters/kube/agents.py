@@ -7,13 +7,15 @@
 The network agent has no `targetContainerName`: a container in the target's PID namespace dies with it. The file agent has one;
 it sleeps, and is asked through exec, because what a container prints itself ends up in its log.
 
-Limits: Kubernetes forbids resources on an ephemeral container and never forgets one; `records` counts ours. Pull secrets,
-tolerations, resources and annotations exist for helper pods only. Everything here is a function of values.
+Limits: Kubernetes forbids resources on an ephemeral container and never forgets one. Pull secrets, tolerations, resources and
+annotations exist for helper pods only. Everything here but `fresh` is a function of values.
 """
 
 from __future__ import annotations
 
 import re
+import secrets
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,7 +30,6 @@ OUR_UID = 65532  # the agent image's own
 PREFIX = "mbridge-"
 # /run is root's in a pod's container, and an ephemeral one may not mount a tmpfs; /tmp is everyone's, and this container's own.
 _ENV = [{"name": "MBRIDGE_AGENT_SOCKET", "value": "/tmp/mbridge-agent.sock"}]
-_NAME = re.compile(r"mbridge-[a-z0-9-]+")
 # Reasons with which a waiting container will not start by itself in the next seconds; each has its message beside it.
 STUCK = frozenset({
     "ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName", "ImageInspectError", "RegistryUnavailable",
@@ -87,6 +88,11 @@ def file_agent(name: str, image: str, pull_policy: str, target: str, rung: Rung,
         "command": ["sleep", "30"],
         "securityContext": security_context(rung, uid),
     }
+
+
+def fresh(stem: str) -> str:
+    """A name that is not taken yet: a pod's containers never give theirs back."""
+    return f"{stem}-{''.join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(4))}"
 
 
 def patch(*containers: Json) -> Json:
@@ -166,11 +172,6 @@ def running_agent(pod: Json, name: str) -> str | None:
     """The container id of our agent `name`, if it runs in this pod."""
     status = container_status(pod, name)
     return str(status.get("containerID") or "") or None if "running" in (status.get("state") or {}) else None
-
-
-def records(pod: Json) -> int:
-    """How many ephemeral containers of ours this pod remembers: they cannot be removed."""
-    return sum(bool(_NAME.fullmatch(c["name"])) for c in pod["spec"].get("ephemeralContainers") or ())
 
 
 def is_network_agent(container: str, session: str) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from bridge.adapters.kube import agents
-from bridge.adapters.kube.api import STRATEGIC, Api, Missing, Refused
+from bridge.adapters.kube.api import STRATEGIC, Api, Missing, Refused, Unreachable
 from bridge.adapters.kube.targets import path_of
 from bridge.errors import AgentFailed, BridgeError, Forbidden, HostKeyMismatch
 
@@ -27,6 +27,7 @@ START_LIMIT_S = 120.0  # a big image on a slow registry; what is stuck ends long
 LINE_LIMIT_S = 20.0
 _POLL_S = 0.2
 _EVENTS_EACH_S = 1.5
+_GUARD_AGAIN_S = 5.0
 _GIVEN_UP = frozenset({"Failed", "BackOff", "InspectFailed", "ErrImageNeverPull"})
 
 
@@ -134,15 +135,22 @@ class Launcher:
         raise AgentFailed(f"the agent did not introduce itself: {' | '.join(said[-3:]) or 'it ended'}", hint=self._logs(pod, container))
 
     async def guard(self, pod: str, container: str) -> None:
-        """Follow the log for as long as it lasts: a second introduction is someone else's. Raises HostKeyMismatch."""
-        seen = 0
-        lines = self._follow(pod, container)
-        async with contextlib.aclosing(lines):
-            async for line in lines:
-                seen += line.startswith(b"mbridge-agent ")
-                if seen > 1:
-                    raise HostKeyMismatch(f"the log of {container} in pod {pod} holds a second host key: someone in that pod "
-                                          "writes into it", hint=self._logs(pod, container))  # fmt: skip
+        """Follow the log for as long as the container runs: a second introduction is someone else's. Raises HostKeyMismatch.
+
+        The API server may go away meanwhile, or end the answer: the log is read from its beginning then.
+        """
+        while True:
+            with contextlib.suppress(Unreachable):
+                seen = 0
+                async with contextlib.aclosing(self._follow(pod, container)) as lines:
+                    async for line in lines:
+                        seen += line.startswith(b"mbridge-agent ")
+                        if seen > 1:
+                            raise HostKeyMismatch(f"the log of {container} in pod {pod} holds a second host key: someone in that pod "
+                                                  "writes into it", hint=self._logs(pod, container))  # fmt: skip
+                if agents.waiting_for(await self._api.get(path_of("pod", self._namespace, pod)), container)[0] != "running":
+                    return
+            await asyncio.sleep(_GUARD_AGAIN_S)
 
     async def _follow(self, pod: str, container: str) -> AsyncGenerator[bytes, None]:
         path = path_of("pod", self._namespace, pod, "log")

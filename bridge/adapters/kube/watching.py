@@ -4,9 +4,9 @@
     here --its container started anew-----> back (the network agent lives on: it shares no PID namespace with it)
 
 Theory of operation: one watch on the one pod, renewed every five minutes, so an idle session costs a request in five minutes;
-where watching is forbidden, a look every 20 s. While nothing is there, the workload is asked at growing intervals. An API
+where watching is forbidden, a look every 30 s. While nothing is there, the workload is asked at growing intervals. An API
 server that does not answer is no change of the target: the watch is tried again until it is back. One that ends watches as soon as
-they begin (a proxy that lets no stream pass) is asked at growing intervals too, 20 s in the end.
+they begin (a proxy that lets no stream pass) is asked at growing intervals too, 30 s in the end.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 Json = dict[str, Any]
 Change = tuple[Literal["gone", "back", "moved"], str]
 _WATCH_S = 300
-_POLL_S = 20.0
+_POLL_S = 30.0
 _AWAY_MAX_S = 5.0
 _SOON_S = 10.0  # a watch that ended sooner was ended by somebody in between
 

@@ -1,7 +1,8 @@
 """A small API server with one pod, web-1: it takes agents, runs commands and carries, each as its test wants it.
 
 `commands` are what exec can run, by their first words; the agent's door answers with its preamble. `refusals` are said instead of
-an answer, by the end of the path: (status, message). `asked` is what was asked for, as "GET exec".
+an answer, by the end of the path: (status, message). An agent's log ends with its first line; where the pod shares its process
+namespace it goes on until `write` or `cut`. `asked` is what was asked for, as "GET exec".
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from bridge.model.wish import AppWish, SessionWish
 from bridge.protocol import preamble
 
 AGENT_ID = "0123456789abcdef"
-_FIRST_LINE = f"mbridge-agent 1 {AGENT_ID} 4000 ssh-ed25519 KEY\n"
+_FIRST_LINE = f"mbridge-agent 1 {AGENT_ID} 4000 ssh-ed25519 KEY\n".encode()
 Json = dict[str, Any]
 
 
@@ -37,7 +38,9 @@ class FakeCluster:
         self.commands: dict[str, bytes] = {"cat /proc/1/environ": b"FROM_PROCESS=1\0"}
         self.refusals: dict[str, tuple[int, str]] = {}
         self.hold: asyncio.Event | None = None  # commands wait for it
+        self.at_port = AGENT_ID  # the agent that port-forward reaches
         self.asked: list[str] = []
+        self._followed: list[asyncio.Queue[bytes | None]] = []
         self._port = 0
 
     @contextlib.asynccontextmanager
@@ -82,7 +85,7 @@ class FakeCluster:
             case "GET", "pods":  # a watch of this one
                 return web.Response(body=json.dumps({"type": "ADDED", "object": self.pod}).encode() + b"\n")
             case "GET", "log":
-                return web.Response(text=_FIRST_LINE)
+                return await self._log(request)
             case "GET", "portforward":
                 return await self._port_forward(request)
             case "GET", "exec":
@@ -95,11 +98,40 @@ class FakeCluster:
         self.pod["status"].setdefault("ephemeralContainerStatuses", []).append(state)
         return self.pod
 
+    def write(self) -> None:
+        """A second introduction, into the log that is followed."""
+        for log in self._followed:
+            log.put_nowait(_FIRST_LINE)
+
+    def cut(self) -> None:
+        """Break off what is followed."""
+        for log in self._followed:
+            log.put_nowait(None)
+
+    async def until_asked(self, asked: str, count: int) -> None:
+        while self.count(asked) < count:  # noqa: ASYNC110  what is waited for is another's request
+            await asyncio.sleep(0.005)
+
+    async def _log(self, request: web.Request) -> web.StreamResponse:
+        if not self.pod["spec"].get("shareProcessNamespace"):
+            return web.Response(body=_FIRST_LINE)
+        response = web.StreamResponse()
+        written: asyncio.Queue[bytes | None] = asyncio.Queue()
+        written.put_nowait(_FIRST_LINE)
+        self._followed.append(written)
+        with contextlib.suppress(ConnectionError):  # who read the first line alone has gone
+            await response.prepare(request)
+            while (line := await written.get()) is not None:
+                await response.write(line)
+        if request.transport is not None:
+            request.transport.close()
+        return response
+
     async def _port_forward(self, request: web.Request) -> web.WebSocketResponse:
         ws = web.WebSocketResponse(protocols=("v4.channel.k8s.io",))
         await ws.prepare(request)
         port = int(request.query["ports"]).to_bytes(2, "little")
-        for channel, data in ((b"\0", port), (b"\1", port), (b"\0", preamble.encode(AGENT_ID))):
+        for channel, data in ((b"\0", port), (b"\1", port), (b"\0", preamble.encode(self.at_port))):
             await ws.send_bytes(channel + data)
         async for _ in ws:
             pass

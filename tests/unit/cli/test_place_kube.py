@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from bridge.adapters.kube import launching
 from bridge.adapters.kube.api import Unreachable
 from bridge.cli.place_kube import KubePlace
 from bridge.engine import way_back
+from bridge.errors import HostKeyMismatch
 from bridge.model.facts import AgentIdentity
 from tests.unit.cli.fake_cluster import FakeCluster
 
@@ -162,5 +164,70 @@ def test_a_warning_ends_with_what_it_is_about(play: Play) -> None:
             cluster.commands["cat /sys/fs/cgroup/memory.stat"] = b"anon 1048576\n"
             await _starts(place, 1)
             assert place.warnings == (environment,), "of the process that the app was started for"
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_K25_the_log_of_an_agent_made_anew_is_watched_too_past_an_api_server_that_goes_away(
+    play: Play, monkeypatch: pytest.MonkeyPatch, cut: bool
+) -> None:
+    """Of a pod that shares its process namespace, where the target can write into it."""
+    monkeypatch.setattr(launching, "_GUARD_AGAIN_S", 0.02)
+
+    async def scenario(cluster: FakeCluster) -> None:
+        cluster.pod["spec"]["shareProcessNamespace"] = True
+        async with cluster.place(via="exec") as place:
+            await place.start_agent("key", lambda _: None)
+            cluster.pod["status"]["ephemeralContainerStatuses"][0]["state"] = {"terminated": {"exitCode": 1}}
+            agent = await place.start_agent("key", lambda _: None)
+            assert agent.name != "mbridge-abcdef"
+            _, sock = await place.dial(agent, ())
+            await cluster.until_asked("GET log", 4)  # each agent's first line, and each agent's log
+            if cut:
+                cluster.cut()
+                await cluster.until_asked("GET log", 5)
+            cluster.write()
+            with sock:
+                assert await asyncio.get_running_loop().sock_recv(sock, 1) == b"", "nothing may go on"
+            with pytest.raises(HostKeyMismatch, match=f"the log of {agent.name} in pod web-1 holds a second host key"):
+                await place.dial(agent, ())
+
+    play(scenario)
+
+
+def test_where_port_forward_reaches_a_stranger_the_agents_own_door_is_tried(play: Play) -> None:
+    async def scenario(cluster: FakeCluster) -> None:
+        async with cluster.place() as place:
+            agent = await place.start_agent("key", lambda _: None)
+            cluster.at_port = "ff" * 8
+            via, sock = await place.dial(agent, ())
+            sock.close()
+            assert via == "exec"
+
+    play(scenario)
+
+
+BY_AGENT = "/opt/mbridge/bin/python -m bridge.agent environ --container 1"
+
+
+@pytest.mark.parametrize(
+    ("commands", "environ", "made"),
+    [
+        ({"cat /proc/1/environ": b"A=1\0"}, b"A=1\0", []),
+        ({"cat /proc/1/environ": b""}, b"", []),
+        ({BY_AGENT: b"B=2\0"}, b"B=2\0", ["Never"]),
+    ],
+    ids=["by cat", "an empty one", "by an agent"],
+)
+def test_the_environment_is_the_process_own_by_the_least_that_reads_it(
+    play: Play, commands: dict[str, bytes], environ: bytes, made: list[str]
+) -> None:
+    async def scenario(cluster: FakeCluster) -> None:
+        cluster.commands = commands
+        async with cluster.place(agent_pull_policy="Never") as place:
+            assert await place.environ() == environ
+            assert place.warnings == ()
+        assert [one["imagePullPolicy"] for one in cluster.pod["spec"].get("ephemeralContainers", ())] == made
 
     play(scenario)

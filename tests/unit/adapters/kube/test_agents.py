@@ -95,11 +95,6 @@ def test_what_a_containers_state_means_for_whoever_waits(state: Json, verdict: t
     assert agents.waiting_for(one, "mbridge-abcdef") == verdict
 
 
-def test_records_counts_ours_alone() -> None:
-    named = [{"name": name} for name in ("mbridge-abcdef", "mbridge-abcdef-x1y2", "debugger-1")]
-    assert agents.records(pod(ephemeralContainers=named)) == 2
-
-
 def test_the_first_line_gives_id_port_and_key() -> None:
     assert agents.first_line(b"mbridge-agent 1 0123456789abcdef 4711 ssh-ed25519 AAAA") == ("0123456789abcdef", 4711, "ssh-ed25519 AAAA")
 

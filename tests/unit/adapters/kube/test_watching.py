@@ -132,16 +132,16 @@ def asked_in(server: Server, seconds: float) -> int:
     return len(server.asked)
 
 
-def test_where_watching_is_forbidden_the_pod_is_looked_at_every_twenty_seconds() -> None:
-    assert asked_in(Server(Forbidden("watch", "pods", "shop"), found=pod()), 599) == 1 + 30
+def test_where_watching_is_forbidden_the_pod_is_looked_at_every_thirty_seconds() -> None:
+    assert asked_in(Server(Forbidden("watch", "pods", "shop"), found=pod()), 599) == 1 + 20
 
 
 def test_watches_that_end_as_soon_as_they_begin_are_asked_for_less_and_less() -> None:
-    """A proxy in between that lets no stream pass; at most four a minute in the end."""
+    """A proxy in between that lets no stream pass; at most four requests a minute in the end."""
     ends = Server(*[[("ADDED", pod())]] * 1000)
-    assert asked_in(ends, 600) < 40
+    assert asked_in(ends, 600) < 30
     refuses = Server(*[[("ERROR", {})]] * 1000, found=pod())
-    assert asked_in(refuses, 600) < 80, "each with a look at the pod"
+    assert asked_in(refuses, 600) < 60, "each with a look at the pod"
 
 
 def test_an_idle_watch_costs_one_request() -> None:
