@@ -140,8 +140,7 @@ class _Hosting:
                     raise
                 return 128 + self._signal
             finally:
-                if (close := getattr(self._place, "close", None)) is not None:  # a place that holds connections
-                    await close()
+                await self._place.close()
 
     async def _session(self) -> int:
         with self._ui.step("target") as step:

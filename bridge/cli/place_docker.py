@@ -33,6 +33,7 @@ from bridge.adapters.docker import bodies
 from bridge.adapters.docker.engine import Engine
 from bridge.adapters.docker.wire import STDOUT, EngineRefused, Hijacked
 from bridge.adapters.hostdoor import join
+from bridge.cli import direct
 from bridge.cli.own_images import ensure
 from bridge.engine.needs import TargetChange, Via
 from bridge.engine.up import untorn
@@ -47,8 +48,7 @@ log = logging.getLogger(__name__)
 _FIRST_LINE = re.compile(r"mbridge-agent 1 ([0-9a-f]{16}) (\d{1,5}) (ssh-ed25519 [A-Za-z0-9+/=]{60,100})")
 _AGENT_DOOR = ("/opt/mbridge/bin/python", "-m", "bridge.agent", "door")
 _START_S = 15.0
-_DIAL_S = 1.5
-_PREAMBLE_S = 5.0
+_DIAL_S = 1.5  # to an address of this very machine's
 _EVENTS_RETRY_S = 1.0
 Json = dict[str, Any]
 
@@ -137,9 +137,8 @@ class DockerPlace:
         for way in sorted(ways, key=lambda way: way in avoid):  # stable: what has not just failed comes first
             try:
                 return await (self._dial_direct(agent) if way == "direct" else self._dial_exec(agent))
-            except (LinkError, OSError, TimeoutError) as exc:
-                said = (exc.strerror or "").lower() if isinstance(exc, OSError) else str(exc)
-                faults.append(f"{way}: {said or 'no answer'}")
+            except LinkError as exc:
+                faults.append(f"{way}: {exc.message}")
         container = await self.engine.inspect(agent.name)
         if container is None or not container["State"]["Running"]:
             last = await self.engine.last_lines(agent.name, 5) if container else []
@@ -172,10 +171,13 @@ class DockerPlace:
         finally:
             task.cancel()
 
-    async def remove_agent(self) -> None:
+    async def close(self) -> None:
         self._way_back.close()
         for task in self._tasks:
             task.cancel()
+
+    async def remove_agent(self) -> None:
+        await self.close()
         await self.engine.connect()
         for container in await self.engine.containers(label=[f"mbridge.session={self._session}", "mbridge.role=agent"]):
             await self.engine.remove(container["Id"])
@@ -291,24 +293,7 @@ class DockerPlace:
     # carriers
 
     async def _dial_direct(self, agent: AgentIdentity) -> tuple[Via, socket.socket]:
-        if agent.host is None:
-            raise LinkLost("this machine has no way to the target's address")
-        loop = asyncio.get_running_loop()
-        sock = socket.socket(socket.AF_INET6 if ":" in agent.host else socket.AF_INET, socket.SOCK_STREAM)
-        try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            async with asyncio.timeout(_DIAL_S):
-                await loop.sock_connect(sock, (agent.host, agent.port))
-            async with asyncio.timeout(_PREAMBLE_S):
-                first = b""
-                while len(first) < preamble.SIZE and (data := await loop.sock_recv(sock, preamble.SIZE - len(first))):
-                    first += data
-            preamble.check(first, agent.agent_id)
-        except BaseException:
-            sock.close()
-            raise
-        return "direct", sock
+        return "direct", await direct.dial(agent, _DIAL_S)
 
     async def _dial_exec(self, agent: AgentIdentity) -> tuple[Via, socket.socket]:
         try:
@@ -317,9 +302,12 @@ class DockerPlace:
             raise LinkLost(exc.message) from exc
         rest = _Rest(joined)
         try:
-            async with asyncio.timeout(_PREAMBLE_S):
+            async with asyncio.timeout(direct.GREETING_S):
                 first = await rest.take(preamble.SIZE)
             preamble.check(first, agent.agent_id)
+        except OSError as exc:  # a TimeoutError is one, without words
+            joined.close()
+            raise LinkLost((exc.strerror or "no answer").lower()) from exc
         except BaseException:
             joined.close()
             raise

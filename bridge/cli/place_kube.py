@@ -30,9 +30,9 @@ from bridge.adapters.kube.api import Api, Missing, Refused
 from bridge.adapters.kube.carriers import Carriers
 from bridge.adapters.kube.launching import Launcher
 from bridge.adapters.kube.memory import Memory, Remembered
-from bridge.adapters.kube.pump import Pump
 from bridge.adapters.kube.targets import Finder, PodFound, is_ready, path_of
 from bridge.adapters.kube.watching import Follower
+from bridge.cli import direct
 from bridge.cli.kube_environ import EnvironReader
 from bridge.engine.needs import TargetChange, Via
 from bridge.engine.way_back import WayBack
@@ -58,6 +58,7 @@ Json = dict[str, Any]
 Progress = Callable[[str], None]
 _Topic = Literal["helper", "memory", "environment"]
 CARRIERS: tuple[Via, ...] = ("port-forward", "exec")
+_DIAL_S = 5.0
 _MEMORY_LIMIT_S = 3.0  # for a look that may be done without
 
 
@@ -107,7 +108,6 @@ class KubePlace:
         self.on_warnings()
 
     async def close(self) -> None:
-        """Give back what this process holds; what runs in the cluster stays."""
         for task in (self._guarding, self._looking):
             if task is not None:
                 task.cancel()
@@ -296,25 +296,23 @@ class KubePlace:
         if self._agent is None:
             raise LinkLost("there is no agent yet")
         pod, container = self._agent
-        pump: Pump | None = None
         match way:
             case "port-forward":
-                sock, head, _ = await self._carriers.port_forward(pod, agent.port, preamble.SIZE)
+                opened = await self._carriers.port_forward(pod, agent.port, preamble.SIZE)
             case "exec":
-                command = [agents.PYTHON, "-m", "bridge.agent", "door"]
-                sock, head, pump = await self._carriers.exec(pod, container, command, preamble.SIZE)
+                opened = await self._carriers.exec(pod, container, [agents.PYTHON, "-m", "bridge.agent", "door"], preamble.SIZE)
             case "direct":
-                sock, head = await _direct(agent)
+                return way, await direct.dial(agent, _DIAL_S)
             case _:
                 raise SpecError(f"{way!r} is no carrier of a Kubernetes target", hint="--via auto, port-forward, exec or direct")
         try:
-            preamble.check(head, agent.agent_id)
+            preamble.check(opened.head, agent.agent_id)
         except BaseException:
-            sock.close()
+            opened.sock.close()
             raise
-        if pump is not None and self._wish.via == "auto":
-            self._way_back.stands_in(agent, pump.ended, pump.stop, why)
-        return way, sock
+        if way == "exec" and self._wish.via == "auto":
+            self._way_back.stands_in(agent, opened.pump.ended, opened.pump.stop, why)
+        return way, opened.sock
 
     async def _explained(self, error: BridgeError) -> BridgeError:
         """A dial failed: has the agent ended (make another), or is only the way to it broken (try again)?"""
@@ -395,22 +393,3 @@ async def remove(api: Api, namespace: str, session: str) -> None:
 
 def _made_of(settings: AgentSettings) -> str:
     return hashlib.sha256("\0".join((settings.image, settings.public_key, settings.listen)).encode()).hexdigest()
-
-
-async def _direct(agent: AgentIdentity) -> tuple[socket.socket, bytes]:
-    if not agent.host:
-        raise LinkLost("the agent has no address of its own")
-    loop = asyncio.get_running_loop()
-    sock = socket.socket(socket.AF_INET6 if ":" in agent.host else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    sock.setblocking(False)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    try:
-        async with asyncio.timeout(5):
-            await loop.sock_connect(sock, (agent.host, agent.port))
-            head = b""
-            while len(head) < preamble.SIZE and (piece := await loop.sock_recv(sock, preamble.SIZE - len(head))):
-                head += piece
-    except (OSError, TimeoutError) as error:
-        sock.close()
-        raise LinkLost(f"direct: {agent.host}:{agent.port}: {error or 'no answer'}") from error
-    return sock, head

@@ -136,6 +136,10 @@ class Place(Protocol):
         """Changes of the target, until closed."""
         ...
 
+    async def close(self) -> None:
+        """Give back what this process holds for the target, its carriers too; what was made there stays."""
+        ...
+
     async def remove_agent(self) -> None:
-        """End what start_agent made; absence is fine."""
+        """End what start_agent made, absence is fine; and `close`."""
         ...

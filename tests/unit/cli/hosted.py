@@ -65,6 +65,8 @@ class FakePlace:
         while True:
             yield await self.changes.get()
 
+    async def close(self) -> None: ...
+
     async def remove_agent(self) -> None:
         self.present = False
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bridge.adapters.docker.engine import Engine
-from bridge.cli import place_docker
+from bridge.cli import direct
 from bridge.cli.place_docker import DockerPlace
 from bridge.engine import way_back
 from bridge.errors import AgentFailed, BridgeError, HostKeyMismatch, LinkLost, TargetNotFound
@@ -253,7 +253,7 @@ def test_a_carrier_by_exec_that_was_asked_for_stays(tmp_path: Path, monkeypatch:
 def test_a_stranger_at_the_agents_address_is_never_handed_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes, said: str
 ) -> None:
-    monkeypatch.setattr(place_docker, "_PREAMBLE_S", 0.1)
+    monkeypatch.setattr(direct, "GREETING_S", 0.1)
 
     async def scenario(engine: FakeEngine) -> None:
         await _target(engine, "mbridge-abcdef-agent")
