@@ -23,7 +23,7 @@ from bridge.engine import up
 from bridge.engine.needs import Place
 from bridge.engine.supervisor import Supervisor
 from bridge.engine.up import untorn
-from bridge.errors import AgentFailed, BridgeError
+from bridge.errors import AgentFailed, BridgeError, Forbidden, HostKeyMismatch, VersionMismatch
 from bridge.model.facts import AgentIdentity
 from bridge.model.plan import Agent, Op, Plan
 from bridge.model.session import SessionStatus, State
@@ -54,7 +54,7 @@ async def forward(wish: SessionWish, forwards: Sequence[Forward], ui: Ui) -> int
                     assert world.agent is not None  # the step brought it
                     step.done(world.agent.name)
                 link = _Linked(folder, wish, place, world.agent, private_key, public_key, listeners, ui)
-                await forwarding.until_ended(link.supervisor.run(), link.serve)
+                await forwarding.until_ended(link.run(), link.serve)
             finally:
                 failures = await up.undo(made, world)
                 if not failures:
@@ -81,7 +81,8 @@ class _Linked:
         loop = asyncio.get_running_loop()
         self._folder, self._place, self._agent, self._public_key, self._listeners = folder, place, agent, public_key, listeners
         self._ui = ui
-        self._dials: set[asyncio.Task[None]] = set()
+        self._dials = asyncio.TaskGroup()
+        self._served = False  # there was a link
         self._remaking = asyncio.Lock()
         ports = tuple(str(one.forward) for one in listeners)
         self._status = SessionStatus(
@@ -101,11 +102,17 @@ class _Linked:
             random=random.random,
         )
 
+    async def run(self) -> None:
+        """Keep the link up. Raises what no other attempt can help."""
+        async with self._dials:
+            await self.supervisor.run()
+
     async def serve(self) -> None:
         """Until cancelled; stops the link in order, so that the agent need not wait for anybody."""
         try:
             with self._ui.step("link") as step:
                 facts = await self.supervisor.facts()
+                self._served = True
                 step.done(f"{', '.join(facts.addresses) or 'no address'} of {facts.hostname}")
             for listener in self._listeners:
                 self._ui.say(str(listener.forward))
@@ -113,8 +120,6 @@ class _Linked:
                 group.create_task(self._watch(), name="target")
                 group.create_task(forwarding.serve(self._listeners, self.supervisor), name="forwards")
         finally:
-            for task in self._dials:
-                task.cancel()
             await self.supervisor.stop()
 
     async def _watch(self) -> None:
@@ -125,15 +130,17 @@ class _Linked:
                 await self._remake(self._agent)
 
     def _dial(self, number: int, avoid: Sequence[str]) -> None:
-        task = asyncio.get_running_loop().create_task(self._bring(number, avoid), name=f"dial-{number}")
-        self._dials.add(task)
-        task.add_done_callback(self._dials.discard)
+        self._dials.create_task(self._bring(number, avoid), name=f"dial-{number}")
 
     async def _bring(self, number: int, avoid: Sequence[str]) -> None:
         agent = self._agent
         try:
             via, sock = await self._place.dial(agent, avoid)
+        except HostKeyMismatch:  # someone in the target speaks in the agent's place: nothing of this session may go on
+            raise
         except (BridgeError, OSError) as error:
+            if isinstance(error, Forbidden | VersionMismatch) and not self._served:  # a start need not try again
+                raise
             self.supervisor.carrier_failed(number, getattr(error, "message", str(error)), False)
             if isinstance(error, AgentFailed):
                 await self._remake(agent)

@@ -112,11 +112,12 @@ def test_K23_without_any_way_to_the_agent_a_start_ends_with_the_verb_that_lacks(
     namespace.workload()
     kubeconfig = user_with(namespace, tuple(r for r in NEEDED if r.resource not in ("pods/exec", "pods/portforward")), tmp_path)
     options = ("--kubeconfig", kubeconfig, "-n", namespace.name)
-    done = namespace.cli.run("run", *options, TARGET, TARGET_IMAGE, "true", limit_s=30)
-    assert done.returncode == 125
-    assert f"mbridge: error: not allowed to get pods/portforward in namespace '{namespace.name}'" in done.stderr
-    assert "mbridge: hint: " in done.stderr
-    assert namespace.cli.status() == []
+    for code, words in ((125, ("run", *options, TARGET, TARGET_IMAGE, "true")), (4, ("forward", *options, TARGET, "0:8080"))):
+        done = namespace.cli.run(*words, limit_s=30)
+        assert done.returncode == code
+        assert f"mbridge: error: not allowed to get pods/portforward in namespace '{namespace.name}'" in done.stderr
+        assert "mbridge: hint: " in done.stderr
+        assert namespace.cli.status() == []
 
 
 def test_K23_exec_takes_over_where_port_forward_is_forbidden(namespace: Namespace, tmp_path: Path) -> None:
