@@ -1,7 +1,9 @@
-"""The engine's own resolver, as the session's netns had it before it was wired: for DIRECT names and containers' names.
+"""The engine's nameservers, as the session's netns had them before it was wired, for DIRECT names; its resolver for containers' names.
 
 Theory of operation: one connected socket a question, marked so that neither our routes nor our redirect of port 53 apply
 (MARK_SELF). Nameservers are asked in turn; a refused or silent one, and one that answers SERVFAIL, gives way to the next.
+The engine starts its resolver in a netns with the first network that has names: for a session that began on another, when one is
+joined. What that resolver does not know it asks of whom resolv.conf named then, the target's nameservers, so it is not for DIRECT names.
 
 Limits: 1.5 s for each nameserver, two rounds by UDP, 5 s for each by TCP. Answers are not looked into beyond ID and RCODE.
 """
@@ -11,8 +13,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import sys
 from collections.abc import Sequence
 from ipaddress import ip_address
+from pathlib import Path
 
 from bridge.errors import MissingCapability
 
@@ -20,13 +24,14 @@ UDP_S, TCP_S = 1.5, 5.0
 _ROUNDS = 2
 _SERVFAIL = 2
 _MAX_BYTES = 65535
+RESOLVER = "127.0.0.11"  # Docker's, wherever it has one
 
 
 class EngineDns:
-    """Asks `nameservers`; `mark` 0 leaves the sockets unmarked."""
+    """Asks `nameservers`, which may be changed at any time; `mark` 0 leaves the sockets unmarked."""
 
     def __init__(self, nameservers: Sequence[str], mark: int, port: int = 53) -> None:
-        self._nameservers = tuple(nameservers)
+        self.nameservers = tuple(nameservers)
         self._mark = mark
         self._port = port
 
@@ -34,7 +39,7 @@ class EngineDns:
         """The first good answer, else a SERVFAIL that came. Raises TimeoutError where nobody answers."""
         failure: bytes | None = None
         for _ in range(1 if over_tcp else _ROUNDS):
-            for nameserver in self._nameservers:
+            for nameserver in self.nameservers:
                 try:
                     async with asyncio.timeout(TCP_S if over_tcp else UDP_S):
                         answer = await (self._by_tcp if over_tcp else self._by_udp)(nameserver, query)
@@ -88,6 +93,12 @@ class EngineDns:
             sock.close()
             raise
         return sock
+
+
+def resolver_is_here(sockets: Path = Path("/proc/self/net/udp")) -> bool:
+    """Whether the engine's resolver listens in this netns (proc_net(5): addresses are hexadecimal words of this machine's order)."""
+    address = f"{int.from_bytes(socket.inet_aton(RESOLVER), sys.byteorder):08X}:"
+    return any(line.split()[1].startswith(address) for line in sockets.read_text().splitlines())
 
 
 def _answers(answer: bytes, query: bytes) -> bool:

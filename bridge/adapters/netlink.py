@@ -5,6 +5,10 @@ whose priority is its place in the user's list, so TCP, UDP and ICMP agree, `con
 the first match wins. Wiring may be done again over an earlier bridge's, with the app running: what is wanted is added first,
 what is not is taken away after, so there is no moment in which a packet finds no rule or a `connect()` no route.
 
+When a network is joined that becomes the default gateway, the engine asks the kernel which device leads there. The question has no
+protocol and no port, so for it alone stands a rule that finds what is connected (PRIORITY_ENGINE): what sends has been told CLUSTER
+before that, and so has all of the main table that is not the app's own network (PRIORITY_CLOSED).
+
 pyroute2 brings an event loop of asyncio's own kind, and cannot use the bridge's (uvloop knows no netlink sockets): `SessionRoutes`
 makes each call in one thread that has the netlink socket to itself. A call takes 0.1 ms for that; none is on a flow's way.
 """
@@ -35,7 +39,7 @@ log = logging.getLogger(__name__)
 TABLE = 0x6D62
 MARK_SELF, MARK_REPLY = 0x6D620010, 0x6D620011
 PRIORITY_FIRST, PRIORITY_LAST = 100, 20200
-PRIORITY_NETWORKS, PRIORITY_NAMES, PRIORITY_CLUSTER = 20000, 20010, 20100
+PRIORITY_NETWORKS, PRIORITY_NAMES, PRIORITY_CLOSED, PRIORITY_ENGINE, PRIORITY_CLUSTER = 20000, 20010, 20080, 20090, 20100
 
 _MAIN = 254
 _FR_ACT_TO_TBL, _FR_ACT_UNREACHABLE, _FR_ACT_PROHIBIT = 1, 7, 8
@@ -45,9 +49,35 @@ _METRIC, _METRIC_BENEATH = 100, 4096
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _NO_IPV6 = (errno.EACCES, errno.EAFNOSUPPORT, errno.EOPNOTSUPP)
 _PROTOCOLS = {"tcp": 6, "udp": 17}
+# All that sends, by the protocol of its socket; a raw one that writes its own header is IPPROTO_RAW, whatever it sends. A question
+# for a route is one of UDP and without ports over IPv4 (inet_rtm_getroute() in net/ipv4/route.c); 65535 is no end of a rule's range.
+_SENT: dict[int, tuple[dict[str, Any], ...]] = {
+    socket.AF_INET: (
+        {"ip_proto": socket.IPPROTO_TCP},
+        {"ip_proto": socket.IPPROTO_UDP, "dport_range": "1:65534"},
+        {"ip_proto": socket.IPPROTO_ICMP},
+        {"ip_proto": socket.IPPROTO_RAW},
+    ),
+    socket.AF_INET6: (
+        {"ip_proto": socket.IPPROTO_TCP},
+        {"ip_proto": socket.IPPROTO_UDP},
+        {"ip_proto": socket.IPPROTO_ICMPV6},
+        {"ip_proto": socket.IPPROTO_RAW},
+    ),
+}
+_NOT_SUPPRESSED = 0xFFFFFFFF
 _PROTOCOL_NAMES = {number: name for name, number in _PROTOCOLS.items()}
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """Where the main table leads, but for its default: devices (indices), networks (CIDR) that they connect to, and others."""
+
+    devices: tuple[int, ...] = ()
+    connected: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
 
 class SessionRoutes:
@@ -65,22 +95,22 @@ class SessionRoutes:
         await self._call(self._routes.close)
         self._thread.shutdown(wait=False)
 
-    async def app_networks(self, tun: str) -> list[str]:
-        """Networks that the app's own devices are connected to, as CIDR; loopback, link-local and our tun left out."""
-        return await self._call(self._routes.app_networks, tun)
+    async def reached(self, tun: str) -> Reached:
+        """What the app's own devices lead to; link-local networks are among the others, loopback and our tun are left out."""
+        return await self._call(self._routes.reached, tun)
 
     async def standing(self) -> list[Route]:
         """Verdicts for one address each that an earlier bridge of this netns learned: they outlive it."""
         return await self._call(self._routes.standing)
 
-    async def wire(self, tun: str, mtu: int, addresses: Sequence[str], app_networks: Iterable[str], routes: Iterable[Route]) -> None:
+    async def wire(self, tun: str, mtu: int, addresses: Sequence[str], routes: Iterable[Route]) -> None:
         """Give the tun the target's `addresses` ("10.0.3.7/24"), send CLUSTER to it, and keep `routes`' verdicts.
 
         Called again, new flows have these addresses; those of before, and rules that are not wanted any more, stand until
-        `take_away_stale`. What was learned stays, for open flows go by it.
+        `take_away_stale`. What was learned stays, for open flows go by it; of the app's own networks' rules only what `routes` has.
         Raises KernelLacks, MissingCapability.
         """
-        await self._call(self._routes.wire, tun, mtu, addresses, list(app_networks), list(routes))
+        await self._call(self._routes.wire, tun, mtu, addresses, list(routes))
 
     async def take_away_stale(self) -> None:
         """The netns has what `wire` was last told, and what was learned since, and nothing else of ours."""
@@ -111,17 +141,21 @@ class _Routes:
     def close(self) -> None:
         self._ip.close()
 
-    def app_networks(self, tun: str) -> list[str]:
-        networks: list[str] = []
-        names = {link["index"]: link.get("ifname") for link in self._ip.link("dump")}
+    def reached(self, tun: str) -> Reached:
+        devices: dict[int, None] = {}
+        connected: dict[str, None] = {}
+        ours = {link["index"] for link in self._ip.link("dump") if link.get("ifname") in ("lo", tun)}
         for message in self._ip.addr("dump"):
             address = message.get("address") or message.get("local")
-            if address is None or names.get(message["index"]) in ("lo", tun):
+            if address is None or message["index"] in ours:
                 continue
             interface = ip_interface(f"{address}/{message['prefixlen']}")
             if not interface.is_link_local:
-                networks.append(str(interface.network))
-        return networks
+                devices[message["index"]] = None
+                connected[str(interface.network)] = None
+        found = [route for family in _FAMILIES for route in self._ip.route("dump", family=family, table=_MAIN)]
+        others = (f"{route.get('dst')}/{route['dst_len']}" for route in found if route["dst_len"] and route.get("oif") not in ours)
+        return Reached(tuple(devices), tuple(connected), tuple(other for other in dict.fromkeys(others) if other not in connected))
 
     def standing(self) -> list[Route]:
         found: list[Route] = []
@@ -135,8 +169,8 @@ class _Routes:
                     found.append(Route(rule.priority, f"{rule.dst}/{bits}", verdict, _PROTOCOL_NAMES.get(rule.ip_proto), ports))
         return found
 
-    def wire(self, tun: str, mtu: int, addresses: Sequence[str], app_networks: Iterable[str], routes: Iterable[Route]) -> None:
-        self._added = {rule for rule in self._added if rule.priority != PRIORITY_NETWORKS}
+    def wire(self, tun: str, mtu: int, addresses: Sequence[str], routes: Iterable[Route]) -> None:
+        self._added = {rule for rule in self._added if rule.priority not in (PRIORITY_NETWORKS, PRIORITY_CLOSED)}
         found = list(self._ip.link_lookup(ifname=tun))
         index = found[0]
         # the kernel's own router solicitations have no business in the target's network
@@ -149,10 +183,11 @@ class _Routes:
             self._table(family, index, own[0] if own else None)
             self._rule(family, PRIORITY_FIRST, fwmark=MARK_SELF, table=_MAIN)
             self._rule(family, PRIORITY_FIRST + 10, fwmark=MARK_REPLY, table=_MAIN)
+            for sent in _SENT[family]:
+                self._rule(family, PRIORITY_CLOSED, table=TABLE, **sent)
+            self._rule(family, PRIORITY_ENGINE, table=_MAIN, suppress_prefixlen=0)
             self._rule(family, PRIORITY_CLUSTER, table=TABLE)
             self._rule(family, PRIORITY_LAST, action=_FR_ACT_UNREACHABLE)
-        for network in app_networks:
-            self.learn([Route(PRIORITY_NETWORKS, network, Verdict.DIRECT, None, None)])
         self.learn(routes)
         self._wired = index, {str(interface.ip) for interface in interfaces}
 
@@ -190,6 +225,8 @@ class _Routes:
                 fields["table"] = TABLE
             case Verdict.DIRECT:
                 fields["table"] = _MAIN
+                if route.priority == PRIORITY_NETWORKS:  # once that network is left, the default route must not take its place
+                    fields["suppress_prefixlen"] = 0
             case Verdict.DENY:
                 fields["action"] = _FR_ACT_PROHIBIT
         self._rule(family, route.priority, verb=verb, **fields)
@@ -259,6 +296,7 @@ class _Rule:
     fwmark: int
     ip_proto: int
     dport_range: str | None
+    suppress_prefixlen: int | None
 
     @classmethod
     def of(cls, family: int, fields: Any) -> Self:
@@ -268,9 +306,10 @@ class _Rule:
         mark, protocol = (number or 0 for number in numbers)
         dst_len = fields.get("dst_len") or 0
         dst = fields.get("dst") if dst_len else None
-        return cls(
-            family, fields.get("priority") or 0, fields["action"], dst, dst_len, table or 0, mark, protocol, fields.get("dport_range")
-        )
+        priority, suppressed = fields.get("priority") or 0, fields.get("suppress_prefixlen")
+        if suppressed == _NOT_SUPPRESSED:
+            suppressed = None
+        return cls(family, priority, fields["action"], dst, dst_len, table or 0, mark, protocol, fields.get("dport_range"), suppressed)
 
     @property
     def verdict(self) -> Verdict | None:
@@ -280,7 +319,10 @@ class _Rule:
 
     def fields(self) -> dict[str, Any]:
         named = {name: getattr(self, name) for name in ("action", "dst", "dst_len", "table", "fwmark", "ip_proto", "dport_range")}
-        return {"priority": self.priority, **{name: value for name, value in named.items() if value}}
+        named = {name: value for name, value in named.items() if value}
+        if self.suppress_prefixlen is not None:
+            named["suppress_prefixlen"] = self.suppress_prefixlen
+        return {"priority": self.priority, **named}
 
 
 def _write(path: str, value: str) -> None:

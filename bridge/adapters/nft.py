@@ -8,6 +8,7 @@ without it the SYNs of CLUSTER flows would leave the queue (facts in docs/design
              -150 hold        SYN on the tun → queue (nft, else iptables: some kernels lack one of the two)
              -120 refuse      the queue's marks become a reset or an ICMP error; other protocols are refused
              -110 out         DNS → resolver, TCP on the tun → listener: before Docker's own nat (-100)
+               10 unjudged    nothing leaves by a device that the bridge has not looked at: a network may have been joined just now
     input     -10 closed      the listeners serve redirected packets only: nobody can use them as a proxy
 """
 
@@ -32,7 +33,7 @@ _LOOPBACK = "LOOPBACK"  # stands for the family's own match
 
 @dataclass(frozen=True, slots=True)
 class Redirects:
-    """Where the bridge listens. `nameservers`: (address asked, port of its resolver socket)."""
+    """Where the bridge listens. `nameservers`: (address asked, port of its resolver socket); `devices`: as in `judge`."""
 
     tun: str
     tcp_port: int
@@ -41,19 +42,21 @@ class Redirects:
     mark_self: int
     mark_reply: int
     marks: tuple[int, int, int]  # refuse, host unreachable, net unreachable
+    devices: tuple[int, ...]
 
 
 def ruleset(redirects: Redirects) -> str:
     """The table as nft reads it (nft(8)); a table of that name that stands already is replaced in the same transaction."""
     r = redirects
     refuse, host_unreachable, net_unreachable = r.marks
-    dns_ports = ", ".join(str(port) for _, port in r.nameservers)
+    dns_ports = _listed([port for _, port in r.nameservers])
     dns = "\n".join(
         f"    {_family(address)} daddr {address} {proto} dport 53 redirect to :{port}"
         for address, port in r.nameservers
         for proto in ("udp", "tcp")
     )
-    loopback = f'    oifname "lo" {_LOOPBACK} tcp dport {{ {_ports(r.loopback)} }} redirect to :{r.tcp_port}' if r.loopback else ""
+    loopback = f'    oifname "lo" {_LOOPBACK} tcp dport {{ {_listed(r.loopback)} }} redirect to :{r.tcp_port}' if r.loopback else ""
+    judged = f"elements = {{ {_listed(r.devices)} }}" if r.devices else ""
     refusals = (("tcp", "reject with tcp reset"), ("udp", "reject"))
     closed_dns = "\n".join(f"    {proto} dport {{ {dns_ports} }} ct status & dnat == 0 {how}" for proto, how in refusals if dns_ports)
     return f"""
@@ -85,6 +88,15 @@ table inet {TABLE} {{
 {loopback.replace(_LOOPBACK, "ip6 daddr ::1")}
     oifname "{r.tun}" meta l4proto tcp redirect to :{r.tcp_port}
   }}
+  set judged {{
+    type iface_index; {judged}
+  }}
+  chain unjudged {{
+    type filter hook output priority 10; policy accept;
+    oifname {{ "lo", "{r.tun}" }} accept
+    meta mark {{ {r.mark_self:#x}, {r.mark_reply:#x} }} accept
+    meta oif != @judged drop
+  }}
   chain closed {{
     type filter hook input priority -10; policy accept;
     tcp dport {r.tcp_port} ct status & dnat == 0 reject with tcp reset
@@ -99,11 +111,17 @@ def apply(redirects: Redirects) -> None:
     _run(["nft", "-f", "-"], ruleset(redirects))
 
 
+def judge(devices: Sequence[int]) -> None:
+    """These devices of the app's, by index, have the rules that their networks need: packets may leave by them."""
+    if devices:
+        _run(["nft", "-f", "-"], f"add element inet {TABLE} judged {{ {_listed(devices)} }}\n")
+
+
 def hold_ruleset(tun: str, queue: int, loopback: tuple[int, ...] = ()) -> str:
     """The nft form of the queue's rules. A verdict's mark keeps a SYN from being held again."""
     first_syn = f"tcp flags & (syn|ack|rst|fin) == syn meta mark 0 queue num {queue}"
     own = ("ip daddr 127.0.0.1", "ip6 daddr ::1")  # not the app's other addresses, whose traffic takes lo as well
-    mapped = "".join(f'    oifname "lo" {to} tcp dport {{ {_ports(loopback)} }} {first_syn}\n' for to in own if loopback)
+    mapped = "".join(f'    oifname "lo" {to} tcp dport {{ {_listed(loopback)} }} {first_syn}\n' for to in own if loopback)
     return f"""
 table inet {HOLD_TABLE}
 delete table inet {HOLD_TABLE}
@@ -135,8 +153,8 @@ def hold_syns(tun: str, queue: int, loopback: tuple[int, ...] = ()) -> Hold | No
         return None
 
 
-def _ports(ports: Sequence[int]) -> str:
-    return ", ".join(str(port) for port in ports)
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(str(number) for number in numbers)
 
 
 def _family(address: str) -> str:

@@ -3,7 +3,7 @@
 Theory of operation: the verdict comes first, by name; then whoever that verdict trusts is asked.
 
     query --> rule of the name? --deny--> REFUSED
-                  |   |  +--direct--> the engine's resolver   (the cluster's DNS must not steer a DIRECT connection)
+                  |   |  +--direct--> the engine's nameservers   (the cluster's DNS must not steer a DIRECT connection)
                   |   +--cluster----> the target's nameserver, from inside the target
                   +--none--> a container on the app's networks? --yes--> the engine's resolver
                                                                 +--no--> the target's nameserver
@@ -67,6 +67,7 @@ class Resolver:
     names: Collection[str]
     ask_cluster: AskCluster
     ask_engine: AskEngine
+    ask_containers: AskEngine
     learn: Callable[[Sequence[Route]], Awaitable[None]]
     learn_container: Callable[[Sequence[str]], Awaitable[None]]
     now: Callable[[], float]
@@ -153,7 +154,7 @@ class Resolver:
         try:
             async with asyncio.timeout(ANSWER_S):
                 if asked is _ENGINE:
-                    answer = await self.ask_engine(message, over_tcp)
+                    answer = await (self.ask_containers if is_container else self.ask_engine)(message, over_tcp)
                 else:
                     answer = await self.ask_cluster(nameserver, message, over_tcp)
             read = dns.read_answer(answer, query)

@@ -1,29 +1,36 @@
 """Networks that the session joins later: `docker network connect NETWORK PAUSE` gives its namespace a device more.
 
-Theory of operation: the kernel tells of each address that comes or goes (rtnetlink(7)). What it says is not read, for the
-addresses as they are then are what counts; so a message that is lost (ENOBUFS) is a reason to look like any other.
+Theory of operation: the kernel tells of each address and route that comes or goes (rtnetlink(7)). What it says is not read, for
+what is there then is what counts; so a message that is lost (ENOBUFS) is a reason to look like any other.
 
-Limits: until the look the new network's gateway is routed to the tun. An engine that makes it the default route in that moment
-asks the kernel for the way to it, gets the tun, and fails ("failed to set gateway: network is unreachable").
+The engine writes its own into the session's resolv.conf and hosts as well, before it makes a device and after it has taken one away;
+so there is a second look a moment later.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import socket
 from collections.abc import Awaitable, Callable
 
-_RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x10, 0x100  # linux/rtnetlink.h
+from bridge.errors import BridgeError
+
+log = logging.getLogger(__name__)
+
+_GROUPS = 0x10 | 0x100 | 0x40 | 0x400  # RTMGRP_IPV4_IFADDR, IPV6_IFADDR, IPV4_ROUTE, IPV6_ROUTE: linux/rtnetlink.h
 _READ_BYTES = 64 << 10
+SETTLED_S = 1.0
 
 
 async def follow(look: Callable[[], Awaitable[None]]) -> None:
-    """Call `look` after each change of this namespace's addresses, until cancelled; and once at the start, for those before."""
+    """Call `look` after each change of this namespace's addresses and routes, twice, and at the start; until cancelled."""
     loop = asyncio.get_running_loop()
     changed = asyncio.Event()
     changed.set()
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE) as sock:
-        sock.bind((0, _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR))
+        sock.bind((0, _GROUPS))
 
         def on_message() -> None:
             changed.set()
@@ -38,6 +45,21 @@ async def follow(look: Callable[[], Awaitable[None]]) -> None:
             while True:
                 await changed.wait()
                 changed.clear()
-                await look()
+                await _looked(look)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(SETTLED_S):
+                        await changed.wait()
+                if not changed.is_set() and not await _looked(look):
+                    changed.set()
         finally:
             loop.remove_reader(sock.fileno())
+
+
+async def _looked(look: Callable[[], Awaitable[None]]) -> bool:
+    """Whether it was possible: there may be no descriptor left just now. What was not looked at stays closed."""
+    try:
+        await look()
+    except (OSError, BridgeError) as exc:
+        log.warning("! looking at the app's networks: %s; again in %.0f s", exc, SETTLED_S)
+        return False
+    return True

@@ -67,9 +67,9 @@ def _tun() -> None:
 
 
 def _nft() -> None:
-    nft.apply(
-        nft.Redirects(_NAME, 15001, (("127.0.0.11", 15053),), (), 0x10, 0x11, (MARK_REFUSE, MARK_HOST_UNREACHABLE, MARK_NET_UNREACHABLE))
-    )
+    marks = MARK_REFUSE, MARK_HOST_UNREACHABLE, MARK_NET_UNREACHABLE
+    nft.apply(nft.Redirects(_NAME, 15001, (("127.0.0.11", 15053),), (), 0x10, 0x11, marks, (1,)))
+    nft.judge([1])
 
 
 async def _nfqueue() -> str | None:

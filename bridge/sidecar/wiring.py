@@ -10,8 +10,6 @@ resolvers and files change, listeners and queue stay, and there is no moment in 
 
 What an earlier bridge learned of names stands in the kernel's rules and is taken over from there: a `deny` by name holds
 although the app does not ask for the name again.
-
-Limits: where the engine's resolver came with a network that was joined later, it is not asked for containers' names.
 """
 
 from __future__ import annotations
@@ -26,9 +24,9 @@ from ipaddress import ip_interface, ip_network
 from pathlib import Path
 
 from bridge.adapters import nft
-from bridge.adapters.engine_dns import EngineDns
+from bridge.adapters.engine_dns import RESOLVER, EngineDns, resolver_is_here
 from bridge.adapters.listeners import Listener, ResolverSockets, arrival, reset, resolver_sockets
-from bridge.adapters.netlink import MARK_REPLY, MARK_SELF, PRIORITY_NAMES, PRIORITY_NETWORKS, SessionRoutes
+from bridge.adapters.netlink import MARK_REPLY, MARK_SELF, PRIORITY_CLOSED, PRIORITY_NAMES, PRIORITY_NETWORKS, Reached, SessionRoutes
 from bridge.adapters.nfqueue import MARK_HOST_UNREACHABLE, MARK_NET_UNREACHABLE, MARK_REFUSE, SynQueue
 from bridge.adapters.tun import MTU, open_tun
 from bridge.engine.accepting import Accepting
@@ -60,6 +58,7 @@ class Wired:
         self.config = config
         self.link = link
         self.engine_resolv_conf = config.engine_resolv_conf or _RESOLV_CONF.read_text()
+        self._hosts = _HOSTS.read_text()  # from here on ours: the engine may be writing that file whenever we look
         self.rules = RuleSet(tuple(parse_rule(dict(rule)) for rule in config.rules))
         self.names = set(config.names)
         self.holder: nft.Hold | None = None
@@ -67,7 +66,10 @@ class Wired:
         self._group = group
         self._routes = SessionRoutes()
         self._routing = asyncio.Lock()
-        self._routed: tuple[Sequence[str], list[str]] = (), []  # the target's addresses, the app's own networks
+        self._addresses: Sequence[str] = ()  # the target's, as they are routed
+        self._reached = Reached()  # by the app's own devices
+        self._engine_nameservers = parse_resolv_conf(self.engine_resolv_conf).nameservers
+        self._containers_dns = EngineDns(self._engine_nameservers, MARK_SELF)
         self._kept: list[Route] = []  # of an earlier bridge of this netns
         self._unmet = tuple(unmet(read_setting))
         self._loop = asyncio.get_running_loop()
@@ -84,53 +86,63 @@ class Wired:
         standing = await self._routes.standing()
         self._kept = [*self.rules.adopt(standing, time.monotonic()), *(route for route in standing if route.priority == PRIORITY_NAMES)]
         tun_fd = open_tun(self.tun)
-        hosts = _hosts_for(facts)
-        app_networks = await self._route(facts, hosts)
+        await self._route(facts)
         self._listener.open()
         self._start_outgoing(self._listener)
         self._start_dns()
         await self._redirect(facts)
-        self._start_datagrams(tun_fd, app_networks)
+        self._start_datagrams(tun_fd, self._own_networks())
         self._group.create_task(follow(self._look_at_networks), name="networks")
-        _write_files(facts, hosts)
         self.facts = facts
+        self._write_files(facts)
 
     async def rewire(self, facts: Facts) -> None:
         """The target is another one, or has other addresses, nameservers or hosts."""
         assert self.datagrams is not None
         assert self._resolver is not None
-        hosts = _hosts_for(facts)
-        self.datagrams.app_networks(await self._route(facts, hosts))
+        await self._route(facts)
+        self.datagrams.app_networks(self._own_networks())
         self.datagrams.forget_all()
         self._resolver.forget()
         await self._redirect(facts)
-        _write_files(facts, hosts)
         self.facts = facts
+        self._write_files(facts)
 
-    async def _route(self, facts: Facts, hosts: str) -> list[str]:
-        """Addresses, routes and rules, those of the names in `hosts` too; the app's own networks, which are left alone."""
+    async def _route(self, facts: Facts) -> None:
+        """Addresses, routes and rules, those of the names that /etc/hosts is to have too."""
         async with self._routing:
-            app_networks = _not_the_targets(await self._routes.app_networks(self.tun), facts.addresses)
-            pinned = self.rules.pin(names_in_hosts(hosts), time.monotonic())
-            await self._routes.wire(self.tun, MTU, facts.addresses, app_networks, [*self.rules.routes(), *pinned, *self._kept])
+            left = _ips(self._addresses) - _ips(facts.addresses)
+            self._addresses, self._reached = facts.addresses, await self._routes.reached(self.tun)
+            self._hosts = merge_hosts(facts.hosts, self._hosts, facts.hostname)
+            pinned = self.rules.pin(names_in_hosts(self._hosts), time.monotonic())
+            routes = [*self.rules.routes(), *pinned, *self._kept, *_own_routes(self._reached, facts.addresses)]
+            await self._routes.wire(self.tun, MTU, facts.addresses, routes)
             self._kept = []  # these stand; from here on they end as what is learned does
             if self.outgoing is not None:
-                self.outgoing.leave(_ips(self._routed[0]) - _ips(facts.addresses))
+                self.outgoing.leave(left)
             await self._routes.take_away_stale()
-            self._routed = facts.addresses, app_networks
-        return app_networks
 
     async def _look_at_networks(self) -> None:
         """The session has joined a network, or left one: its own networks are DIRECT from now on."""
+        if resolver_is_here():
+            self._containers_dns.nameservers = tuple(dict.fromkeys((RESOLVER, *self._engine_nameservers)))
+        if self.facts is not None:
+            self._write_files(self.facts)  # the engine has written its own nameserver and names into them
         async with self._routing:
-            addresses, before = self._routed
-            now = _not_the_targets(await self._routes.app_networks(self.tun), addresses)
-            for networks, change in ((set(now) - set(before), self._routes.learn), (set(before) - set(now), self._routes.forget)):
-                await change([Route(PRIORITY_NETWORKS, network, Verdict.DIRECT, None, None) for network in networks])
-            self._routed = addresses, now
-        if self.datagrams is not None and now != before:
-            log.info("the app's own networks are now %s", ", ".join(now) or "none")
-            self.datagrams.app_networks(now)
+            reached = await self._routes.reached(self.tun)
+            if reached == self._reached:
+                return
+            before, now = _own_routes(self._reached, self._addresses), _own_routes(reached, self._addresses)
+            await self._routes.learn([route for route in now if route not in before])
+            await self._routes.forget([route for route in before if route not in now])
+            await asyncio.to_thread(nft.judge, reached.devices)
+            self._reached = reached
+        log.info("the app's own networks are now %s", ", ".join(self._own_networks()) or "none")
+        if self.datagrams is not None:
+            self.datagrams.app_networks(self._own_networks())
+
+    def _own_networks(self) -> list[str]:
+        return [route.network for route in _own_routes(self._reached, self._addresses) if route.verdict is Verdict.DIRECT]
 
     async def _redirect(self, facts: Facts) -> None:
         """A resolver for each nameserver of the target, then the nft table that sends the app there, then no other resolver."""
@@ -140,16 +152,18 @@ class Wired:
             if nameserver not in self._resolvers:
                 self._resolvers[nameserver] = self._serve_dns(nameserver)
         self.outgoing.bypass = frozenset((nameserver, 53) for nameserver in nameservers)
-        redirects = nft.Redirects(
-            self.tun,
-            self._listener.port,
-            tuple((nameserver, self._resolvers[nameserver][0].port) for nameserver in nameservers),
-            tuple(self.config.loopback),
-            MARK_SELF,
-            MARK_REPLY,
-            (MARK_REFUSE, MARK_HOST_UNREACHABLE, MARK_NET_UNREACHABLE),
-        )
-        await asyncio.to_thread(nft.apply, redirects)
+        async with self._routing:  # a device that is found meanwhile is judged in the new table, not in the old one
+            redirects = nft.Redirects(
+                self.tun,
+                self._listener.port,
+                tuple((nameserver, self._resolvers[nameserver][0].port) for nameserver in nameservers),
+                tuple(self.config.loopback),
+                MARK_SELF,
+                MARK_REPLY,
+                (MARK_REFUSE, MARK_HOST_UNREACHABLE, MARK_NET_UNREACHABLE),
+                self._reached.devices,
+            )
+            await asyncio.to_thread(nft.apply, redirects)
         for nameserver in [known for known in self._resolvers if known not in nameservers]:
             sockets, task = self._resolvers.pop(nameserver)
             task.cancel()
@@ -210,12 +224,13 @@ class Wired:
         self._loop.add_reader(tun_fd, read)
 
     def _start_dns(self) -> None:
-        engine = EngineDns(list(parse_resolv_conf(self.engine_resolv_conf).nameservers), MARK_SELF)
+        engine = EngineDns(self._engine_nameservers, MARK_SELF)
         self._resolver = Resolver(
             rules=self.rules,
             names=self.names,
             ask_cluster=self.link.ask,
             ask_engine=engine.ask,
+            ask_containers=self._containers_dns.ask,
             learn=self._learn,
             learn_container=self._learn_container,
             now=time.monotonic,
@@ -239,33 +254,38 @@ class Wired:
             await asyncio.sleep(_EXPIRE_EVERY_S)
             await self._routes.forget(self.rules.expire(time.monotonic()))
 
-
-def _hosts_for(facts: Facts) -> str:
-    """The app's /etc/hosts as it is to be."""
-    return merge_hosts(facts.hosts, _HOSTS.read_text(), facts.hostname)
-
-
-def _write_files(facts: Facts, hosts: str) -> None:
-    """In place, without a rename: the app's container has the same files mounted."""
-    _rewrite(_RESOLV_CONF, facts.resolv_conf)
-    _rewrite(_HOSTS, hosts)
+    def _write_files(self, facts: Facts) -> None:
+        _rewrite(_RESOLV_CONF, facts.resolv_conf)
+        _rewrite(_HOSTS, self._hosts)
 
 
 def _rewrite(path: Path, text: str) -> None:
+    """In place, without a rename: the app's container has the same file mounted."""
+    if path.read_text() == text:
+        return
     with path.open("r+") as file:
         file.write(text)
         file.truncate()
 
 
+def _own_routes(reached: Reached, addresses: Sequence[str]) -> list[Route]:
+    """The networks of the app's own devices are DIRECT, but for those that overlap one of the target's: there the target's view wins.
+
+    These, and what else the main table leads to, are closed to every protocol.
+    """
+    targets = [ip_interface(address).network for address in addresses]
+
+    def is_own(text: str) -> bool:
+        network = ip_network(text)
+        return not any(network.version == target.version and network.overlaps(target) for target in targets)
+
+    own = [network for network in reached.connected if is_own(network)]
+    closed = [network for network in (*reached.connected, *reached.others) if network not in own]
+    return [
+        *(Route(PRIORITY_NETWORKS, network, Verdict.DIRECT, None, None) for network in own),
+        *(Route(PRIORITY_CLOSED, network, Verdict.CLUSTER, None, None) for network in closed),
+    ]
+
+
 def _ips(addresses: Sequence[str]) -> set[str]:
     return {str(ip_interface(address).ip) for address in addresses}
-
-
-def _not_the_targets(app_networks: Sequence[str], addresses: Sequence[str]) -> list[str]:
-    """The app's own networks but for those that overlap one of the target's: there the target's view wins."""
-    targets = [ip_interface(address).network for address in addresses]
-    return [
-        network
-        for network in app_networks
-        if not any(ip_network(network).version == target.version and ip_network(network).overlaps(target) for target in targets)
-    ]

@@ -39,8 +39,8 @@ def test_the_nft_form_is_understood(netns) -> None:
 
 
 def test_the_table_is_replaced_whole(netns) -> None:
-    first = nft.Redirects("mb-t", 15001, (("10.0.0.2", 15053), ("fd00::2", 15054)), (9092,), 0x10, 0x11, (1, 2, 3))
-    second = nft.Redirects("mb-t", 15002, (), (), 0x10, 0x11, (1, 2, 3))
+    first = nft.Redirects("mb-t", 15001, (("10.0.0.2", 15053), ("fd00::2", 15054)), (9092,), 0x10, 0x11, (1, 2, 3), (1,))
+    second = nft.Redirects("mb-t", 15002, (), (), 0x10, 0x11, (1, 2, 3), (1,))
     netns.run(nft.apply, first)
     netns.run(nft.apply, second)
     table = netns.call("nft", "list", "table", "inet", nft.TABLE)

@@ -84,13 +84,13 @@ class Netns:
 
 
 class Sentinel:
-    """Hears every packet that comes in by `eth0`; `own` are the networks that it may be for, the IPv4 one of `eth0` first."""
+    """Hears every packet that comes in by a device; `own` are the networks that it may be for, the device's IPv4 one first."""
 
-    def __init__(self, netns: Netns, own: Sequence[str]) -> None:
+    def __init__(self, netns: Netns, own: Sequence[str], device: str = "eth0") -> None:
         self._own = [ip_network(text) for text in own]
         self._sock = netns.run(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
         self._sock.setsockopt(socket.SOL_SOCKET, 33, 8 << 20)  # SO_RCVBUFFORCE
-        self._sock.bind(("eth0", 0))
+        self._sock.bind((device, 0))
         self._sock.setblocking(False)
 
     def settle(self) -> None:

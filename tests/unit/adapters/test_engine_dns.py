@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bridge.adapters import engine_dns
-from bridge.adapters.engine_dns import EngineDns
+from bridge.adapters.engine_dns import EngineDns, resolver_is_here
 
 QUERY = b"\x12\x34\x01\x00" + bytes(8)
 ANSWER = b"\x12\x34\x81\x80" + bytes(8)
@@ -127,3 +127,12 @@ def test_over_tcp_the_length_prefix_is_ours_to_write_and_read() -> None:
             assert await EngineDns(["127.0.0.1"], 0, port).ask(QUERY, True) == large
 
     run(scenario)
+
+
+def test_the_engines_resolver_is_seen_by_its_socket() -> None:
+    assert not resolver_is_here()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as theirs, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("0.0.0.0", 0))
+        assert not resolver_is_here()
+        theirs.bind(("127.0.0.11", 0))
+        assert resolver_is_here()

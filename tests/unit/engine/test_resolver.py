@@ -37,6 +37,7 @@ class World:
             names=set(names),
             ask_cluster=self._ask_cluster,
             ask_engine=self._ask_engine,
+            ask_containers=self._ask_containers,
             learn=self._learn,
             learn_container=self._learn_container,
             now=lambda: self.now,
@@ -51,6 +52,9 @@ class World:
 
     async def _ask_engine(self, query: bytes, over_tcp: bool) -> bytes:
         return await self._answer("engine", query)
+
+    async def _ask_containers(self, query: bytes, over_tcp: bool) -> bytes:
+        return await self._answer("containers", query)
 
     async def _answer(self, who: str, wire: bytes) -> bytes:
         query = dns.message.from_wire(wire)
@@ -111,7 +115,8 @@ def test_A28_compose_sibling_cluster_name_and_direct_name_are_each_asked_where_t
         assert texts(await world.ask("redis")) == ["172.19.0.2"]
         assert texts(await world.ask("orders.shop")) == ["10.1.0.4"]
         assert texts(await world.ask("git.corp.example")) == ["192.0.2.7"]
-        assert world.asked("engine") == ["redis", "git.corp.example"]
+        assert world.asked("containers") == ["redis"]
+        assert world.asked("engine") == ["git.corp.example"]
         assert world.asked("cluster") == ["orders.shop"]
 
     run(scenario)
@@ -133,7 +138,7 @@ def test_the_route_of_a_container_stands_before_its_answer_and_is_asked_for_once
         world.records = {"redis": ["redis. 0 A 172.19.0.2"]}
         await world.ask("redis")
         await world.ask("redis")
-        assert world.events == [("engine", "redis"), ("container", ["172.19.0.2"]), ("engine", "redis")]
+        assert world.events == [("containers", "redis"), ("container", ["172.19.0.2"]), ("containers", "redis")]
 
     run(scenario)
 
