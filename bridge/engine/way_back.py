@@ -9,8 +9,8 @@ misses its carriers, asks for others and is handed these (`take`); bytes that we
 What ends before it has proven itself is avoided by the bridge (engine/connection.py), so no stand-in is ended earlier. The waits grow
 on where the better kind was gone back to and did not hold: a way that answers and then breaks is not taken again and again.
 
-Limits: a try is a dial, and in a cluster one request: two in the first minute, in the end one in 2.5 to 5 minutes. What the
-user has no right to is tried once in ten minutes, since rights may change.
+Limits: a try is a dial, and in a cluster one request: two in the first minute, in the end one in 2.5 to 5 minutes. What the user has
+no right to is tried once in ten minutes, since rights may change. A try proves no more than that the agent answers.
 """
 
 from __future__ import annotations
@@ -36,8 +36,6 @@ FIRST_S, LAST_S = 20.0, 300.0  # of the waits, each less up to half
 FORBIDDEN_S = 600.0
 PROVEN_S = 2 * STEADY_S  # the bridge counts from when it has the carrier, we from when it was made
 HELD_S = 600.0  # a better carrier that lasted as long is no reason to wait longer the next time
-
-
 _Ready = tuple[AgentIdentity, Via, socket.socket]
 
 

@@ -1,6 +1,6 @@
 """What we remember of agents that still run: enough to dial one again without asking for another.
 
-    $XDG_STATE_HOME/mbridge/agents/POD-UID.json     0600, by rename; one agent for each pod and key of the user
+    $XDG_STATE_HOME/mbridge/kube-agents/POD-UID.json     0600, by rename; one agent for each pod and key of the user
 
 An entry is a claim, not a proof: it counts while the pod still runs that very container (its id), and the agent's host key,
 which SSH pins, proves the rest. Another user has another state folder and another key, so never meets this agent.
