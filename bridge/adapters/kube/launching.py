@@ -27,7 +27,7 @@ START_LIMIT_S = 120.0  # a big image on a slow registry; what is stuck ends long
 LINE_LIMIT_S = 20.0
 _POLL_S = 0.2
 _EVENTS_EACH_S = 1.5
-_GUARD_AGAIN_S = 5.0
+_GUARD_AGAIN_S = 30.0  # behind a proxy that ends idle streams this is two requests each time; what was written meanwhile is read then
 _GIVEN_UP = frozenset({"Failed", "BackOff", "InspectFailed", "ErrImageNeverPull"})
 
 
@@ -119,7 +119,7 @@ class Launcher:
         return AgentFailed(f"the agent cannot start: {message}", hint=hint)
 
     async def first_line(self, pod: str, container: str) -> tuple[str, int, str]:
-        """(agent id, port, host key), from the very first line of the log. Raises AgentFailed, HostKeyMismatch."""
+        """(agent id, port, host key), from the very first line of the log. Raises AgentFailed."""
         lines = self._follow(pod, container)
         said: list[str] = []
         try:
