@@ -40,6 +40,7 @@ class Verdict(Enum):
 
 PRIORITY_RULES, PRIORITY_STEP = 1000, 8
 MAX_RULES = 2000
+LAST_PORT = 65534  # fib_rule_port_range_valid() of the kernel: a range ends before 0xffff
 KEEP_S = 24 * 3600.0
 MAX_LEARNED = 1024
 MAX_HOSTS, MAX_PINNED = 4096, 1024
@@ -130,6 +131,9 @@ def _split(to: str) -> tuple[str, tuple[int, int] | None, str | None]:
     ports = int(low), int(high or low)
     if not 0 < ports[0] <= ports[1] <= 65535:
         raise SpecError(f"{to!r}: {low + ('-' + high if high else '')} is no port", hint="ports go from 1 to 65535; a range is 8000-8100")
+    if ports[1] > LAST_PORT:
+        hint = f"write {low}-{LAST_PORT}" if ports[0] < LAST_PORT else "write the rule without a port"
+        raise SpecError(f"{to!r}: the kernel's routing rules have ports up to {LAST_PORT} only", hint=hint)
     return host, ports, found["protocol"]
 
 

@@ -24,6 +24,14 @@ def test_a_port_of_one_protocol(netns) -> None:
         assert app.connect_ex(("10.8.0.1", 85)) == 0
 
 
+def test_port_65535_has_no_rule(netns) -> None:
+    netns.ip("rule add pref 1 to 10.8.0.0/16 ipproto tcp dport 1-65534 prohibit\n")
+    with pytest.raises(OSError, match="Invalid"):
+        netns.ip("rule add pref 1 to 10.8.0.0/16 ipproto tcp dport 1024-65535 prohibit\n")
+    with pytest.raises(OSError, match="Invalid"):
+        netns.ip("rule add pref 1 to 10.8.0.0/16 ipproto tcp dport 65535 prohibit\n")
+
+
 def test_the_table_chooses_the_source_address(netns) -> None:
     netns.ip(
         "addr add 10.0.0.1/24 dev lo\naddr add 10.0.3.7/32 dev lo\nroute add default dev lo src 10.0.0.1\n"

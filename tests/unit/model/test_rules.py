@@ -53,6 +53,8 @@ def test_networks_and_addresses_are_read_with_port_and_protocol(to: str, network
         ({"to": "x:0"}, "no port"),
         ({"to": "x:70000"}, "no port"),
         ({"to": "x:90-80"}, "no port"),
+        ({"to": "10.0.0.0/8:1024-65535"}, "up to 65534 only"),
+        ({"to": "x:65535"}, "up to 65534 only"),
         ({"to": "a b"}, "no host name"),
         ({"to": "-x.example"}, "no host name"),
         ({"to": "x", "verdict": "dirct"}, "did you mean 'direct'"),
