@@ -57,8 +57,8 @@ class Wired:
     def __init__(self, config: BridgeConfig, link: Link, group: asyncio.TaskGroup) -> None:
         self.config = config
         self.link = link
-        self.engine_resolv_conf = config.engine_resolv_conf or _RESOLV_CONF.read_text()
-        self._hosts = _HOSTS.read_text()  # from here on ours: the engine may be writing that file whenever we look
+        self.engine_resolv_conf = config.engine_resolv_conf or _RESOLV_CONF.read_text(errors="replace")
+        self._hosts = _HOSTS.read_text(errors="replace")  # from here on ours: the engine may be writing that file whenever we look
         self.rules = RuleSet(tuple(parse_rule(dict(rule)) for rule in config.rules))
         self.names = set(config.names)
         self.holder: nft.Hold | None = None
@@ -261,11 +261,12 @@ class Wired:
 
 def _rewrite(path: Path, text: str) -> None:
     """In place, without a rename: the app's container has the same file mounted."""
-    if path.read_text() == text:
-        return
-    with path.open("r+") as file:
-        file.write(text)
-        file.truncate()
+    data = text.encode(errors="replace")
+    with path.open("r+b") as file:
+        if file.read() != data:
+            file.seek(0)
+            file.write(data)
+            file.truncate()
 
 
 def _own_routes(reached: Reached, addresses: Sequence[str]) -> list[Route]:

@@ -126,6 +126,17 @@ def test_the_resolver_config_of_the_engine_is_kept_for_the_next_bridge(world) ->
     assert (world.folder / "resolv.conf").read_text() == world.facts.resolv_conf
 
 
+def test_A36_a_new_bridge_starts_whatever_the_app_has_made_of_its_files(world) -> None:
+    hosts, resolv_conf = (world.folder / name for name in ("hosts", "resolv.conf"))
+    before = hosts.read_bytes(), resolv_conf.read_bytes()
+    world.kill_bridge()
+    for file in (hosts, resolv_conf):  # it may be root
+        with file.open("ab") as theirs:
+            theirs.write(b"\xff\xfe\0 rubbish \xff\n")
+    world.start()
+    assert (hosts.read_bytes(), resolv_conf.read_bytes()) == before
+
+
 def test_a_stopped_bridge_fails_closed_too(world) -> None:
     world.host.send(door.Stop())
     assert world.bridge.wait(10) == 0
