@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from bridge.adapters.kube import launching
 from bridge.cli.place_kube import KubePlace
 from bridge.errors import AgentFailed, BridgeError, LinkLost
 from bridge.model.environ import parse_environ
@@ -197,6 +198,26 @@ def test_K10_an_image_that_cannot_be_pulled_is_told_in_the_nodes_words_within_fi
         assert "record of container" in error.hint
     else:
         namespace.until("nothing left", lambda: not namespace.pods("mbridge.session=abcdef"))
+
+
+def test_K10_a_helper_pod_that_cannot_start_goes_at_once_and_not_with_its_session(namespace: Namespace) -> None:
+    """A session that makes its agent anew would leave one with each try."""
+
+    async def fail() -> None:
+        async with ended(namespace.place("targetless", agent_image="127.0.0.1:1/nothing:1")) as place:
+            with pytest.raises(AgentFailed):
+                await place.start_agent(PUBLIC_KEY, lambda _: None)
+            namespace.until("its end", lambda: not namespace.pods("mbridge.session=abcdef"))
+
+    asyncio.run(fail())
+
+
+def test_K10_what_befell_an_earlier_agent_of_the_pod_does_not_end_the_next(namespace: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its events stay for an hour, its container for ever."""
+    namespace.workload()
+    failed(namespace, agent_image="127.0.0.1:1/nothing:1")
+    monkeypatch.setattr(launching, "_EVENTS_EACH_S", 0.05)  # they are read before the container runs
+    assert started(namespace.place("deploy/web")).name != "mbridge-abcdef", "in the same pod"
 
 
 @pytest.mark.parametrize("level", ["restricted", "baseline", "privileged"])

@@ -1,4 +1,4 @@
-"""K11 to K13, K22, K25: what a session makes of a cluster that moves under it."""
+"""K11 to K13, K22, K25, K27: what a session makes of a cluster that moves under it, and of others who reach for its agent."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cluster.kube import App, Cluster, Namespace, bridged, container
+from tests.cluster.kube import TARGET_IMAGE, App, Cluster, Namespace, bridged, container
 from tests.lab.boxes import Cli, eventually
 
 # Connects to the peer five times a second and keeps one connection open; says how each went, one JSON line a try.
@@ -150,25 +151,32 @@ while True:
 """
 
 
+@contextlib.contextmanager
+def held_open(namespace: Namespace, app: App) -> Iterator[None]:
+    """A connection of the app's to the peer, which counts: its echoes come within and after."""
+    (peer,) = namespace.pods("app=peer")
+    app.container.exec_run(["sh", "-c", f"exec python3 -c '{_HOLD}' {peer['status']['podIP']} >/tmp/hold 2>&1"], detach=True)
+    eventually(lambda: app.run("cat", "/tmp/hold").out)
+    yield
+    before = int(app.run("tail", "-n1", "/tmp/hold").out)
+    eventually(lambda: int(app.run("tail", "-n1", "/tmp/hold").out), lambda number: number > before + 5, 20)
+    assert "Error" not in app.run("cat", "/tmp/hold").out
+
+
 @pytest.mark.timeout(300)
 def test_K12_an_open_connection_outlives_an_api_server_that_is_away(own_cluster: Cluster, namespace: Namespace) -> None:
     """60 s, as in the issue; MBRIDGE_TEST_AWAY_S shortens it for a laptop."""
     away_s = float(os.environ.get("MBRIDGE_TEST_AWAY_S", "60"))
     with talking(namespace) as (app, talk):
-        (peer,) = namespace.pods("app=peer")
-        app.container.exec_run(["sh", "-c", f"exec python3 -c '{_HOLD}' {peer['status']['podIP']} >/tmp/hold 2>&1"], detach=True)
-        eventually(lambda: app.run("cat", "/tmp/hold").out)
-        own_cluster.component("stop", "apiserver")
-        try:
-            status = eventually(app.status, lambda status: status["state"] == "reconnecting", 30)
-            assert status["why"]
-            time.sleep(away_s)  # what is tested is the length of the absence
-        finally:
-            own_cluster.component("start", "apiserver")
-        eventually(app.status, lambda status: status["state"] == "ready", 40)
-        before = int(app.run("tail", "-n1", "/tmp/hold").out)
-        eventually(lambda: int(app.run("tail", "-n1", "/tmp/hold").out), lambda number: number > before + 5, 20)
-        assert "Error" not in app.run("cat", "/tmp/hold").out
+        with held_open(namespace, app):
+            own_cluster.component("stop", "apiserver")
+            try:
+                status = eventually(app.status, lambda status: status["state"] == "reconnecting", 30)
+                assert status["why"]
+                time.sleep(away_s)  # what is tested is the length of the absence
+            finally:
+                own_cluster.component("start", "apiserver")
+            eventually(app.status, lambda status: status["state"] == "ready", 40)
         talk.after(len(talk.lines()))
         assert app.alive()
 
@@ -216,3 +224,38 @@ for path in glob.glob("/proc/[0-9]*/cmdline"):
         _, said = app.process.communicate(timeout=30)
         assert app.process.returncode == 125
         assert b"second host key" in said
+
+
+def test_K27_a_foreign_key_is_refused_by_a_running_agent_while_its_owners_flows_go_on(namespace: Namespace, tmp_path: Path) -> None:
+    """Whoever believes that the agent is theirs finds it, dials it by port-forward and has its host key; only the key says whose it is."""
+
+    def believing(name: str, key_of: Cli | None = None) -> Cli:
+        """Another user, whose state folder takes the first one's agent for an own one."""
+        user = Cli(tmp_path / name, namespace.cli.environ)
+        theirs, ours = user.state / "mbridge", namespace.cli.state / "mbridge"
+        if key_of is not None:
+            theirs.mkdir(parents=True)
+            for file in ("id_ed25519", "id_ed25519.pub"):
+                (theirs / file).write_bytes((ours / file).read_bytes())
+        done = user.run("run", "deploy/peer", "-n", namespace.name, TARGET_IMAGE, "true")  # makes a key, and an agent elsewhere
+        assert done.returncode == 0, done.stderr
+        (own,) = (theirs / "kube-agents").iterdir()
+        (first,) = (ours / "kube-agents").iterdir()
+        made_of = json.loads(own.read_text())["made_of"]  # of this key
+        (theirs / "kube-agents" / first.name).write_text(json.dumps(json.loads(first.read_text()) | {"made_of": made_of}))
+        return user
+
+    with talking(namespace) as (app, talk), held_open(namespace, app):
+        (pod,) = namespace.pods("app=web")
+        (agent,) = [one["name"] for one in pod["spec"]["ephemeralContainers"]]
+        status = app.status()
+        for user, code in ((believing("second"), 125), (believing("first again", namespace.cli), 0)):
+            done = user.run("run", "--via", "port-forward", "deploy/web", "-n", namespace.name, TARGET_IMAGE, "true")
+            assert done.returncode == code, done.stderr
+            assert f"mbridge: agent: {agent} (" in done.stderr, "the very agent was reached"
+            assert ("mbridge: error: the agent did not accept this user's key" in done.stderr) == (code == 125)
+            assert user.status() == []
+        assert len(namespace.pods("app=web")[0]["spec"]["ephemeralContainers"]) == 1
+        talk.after(len(talk.lines()))
+        assert not [line for line in talk.lines() if "error" in line]
+        assert app.status()["since"] == status["since"], "the owner's link did not fall"

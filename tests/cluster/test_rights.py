@@ -1,9 +1,10 @@
-"""K6, K7, K23: the Role that `doctor --role` prints is enough, and each verb that is taken away is named by the error and by doctor."""
+"""K6, K7, K10, K23: the Role that `doctor --role` prints is enough; a verb that is taken away is named by the error and by doctor."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ruamel.yaml import YAML
 
 from bridge.cli.kube_doctor import cluster_checks
 from bridge.cli.looking import Where
-from bridge.errors import BridgeError, Forbidden
+from bridge.errors import AgentFailed, BridgeError, Forbidden
 from bridge.model.rights import Right, needed, role
 from bridge.model.target import parse_target
 from bridge.model.wish import AppWish, SessionWish
@@ -130,6 +131,17 @@ def test_K06_targetless_asks_for_pods_alone(namespace: Namespace, tmp_path: Path
     rights = tuple(right for right in needed(parse_target("targetless")) if right.without is None)
     assert not any("ephemeral" in right.resource for right in rights)
     whole_start(namespace, user_with(namespace, rights, tmp_path), "targetless")
+
+
+def test_K10_without_the_right_to_list_events_the_containers_own_state_tells_why_it_does_not_start(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    rights = tuple(right for right in needed(parse_target("targetless")) if right.resource != "events")
+    began = time.monotonic()
+    with pytest.raises(AgentFailed, match=r"connect: connection refused") as caught:
+        whole_start(namespace, user_with(namespace, rights, tmp_path), "targetless", agent_image="127.0.0.1:1/nothing:1")
+    assert time.monotonic() - began < 15
+    assert "--agent-image" in str(caught.value.hint)
 
 
 def test_K06_a_user_without_any_right_is_told_the_first_verb(namespace: Namespace, tmp_path: Path) -> None:
