@@ -86,6 +86,7 @@ def test_K19_with_a_yes_an_app_has_its_nodes_network(namespace: Namespace) -> No
     namespace.workload(pod={"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet", "containers": [who("app")]})
     refused = namespace.cli.run("run", "deploy/web", "-n", namespace.name, TARGET_IMAGE, "true")
     assert refused.returncode == 125
+    assert "uses its host's own network" in refused.stderr, "before anything is made"
     assert "mbridge: hint: --yes-host-network" in refused.stderr
     source, hostname, whose, _ = seen_by_app(namespace, "app", "--yes-host-network")
     (pod,) = namespace.pods("app=web")
