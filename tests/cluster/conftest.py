@@ -7,6 +7,7 @@ engine ("kind load docker-image"); tests that stop a component of the node are s
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -37,7 +38,9 @@ def cluster() -> Iterator[Cluster]:
         started = not (state / "run/etcd.pid").exists()
         up = subprocess.run([str(TOOL), "up"], capture_output=True, text=True, timeout=1800, check=False)
         assert up.returncode == 0, up.stderr
-        found = Cluster(Path(up.stdout.split()[-1]), (str(TOOL), "kubectl"), own=True)
+        kubeconfig = up.stdout.split()[-1]
+        # what `cluster kubectl` calls, without the half of its time that is Python's: a run of this level calls it thousands of times
+        found = Cluster(Path(kubeconfig), (str(state / "bin" / "kubenode"), "kubectl", f"--kubeconfig={kubeconfig}"), own=True)
     yield found
     if started:
         subprocess.run([str(TOOL), "down"], check=True, timeout=60)
@@ -59,16 +62,29 @@ def images(cluster: Cluster) -> str:
     return agent
 
 
-@pytest.fixture
-def namespace(cluster: Cluster, images: str, tmp_path: Path) -> Iterator[Namespace]:
+@contextlib.contextmanager
+def a_namespace(cluster: Cluster, agent_image: str, state: Path) -> Iterator[Namespace]:
     name = f"mb-{secrets.token_hex(4)}"
     cluster.kubectl("create", "namespace", name)
-    made = Namespace(cluster, name, tmp_path / "state", images)
+    made = Namespace(cluster, name, state, agent_image)
     try:
         made.until("the default service account", lambda: made.kubectl("get", "serviceaccount", "default", check=False), 90)
         yield made
     finally:
         cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def namespace(cluster: Cluster, images: str, tmp_path: Path) -> Iterator[Namespace]:
+    with a_namespace(cluster, images, tmp_path / "state") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared_namespace(cluster: Cluster, images: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Namespace]:
+    """For tests that only look at what is in it."""
+    with a_namespace(cluster, images, tmp_path_factory.mktemp("state")) as made:
+        yield made
 
 
 @pytest.fixture

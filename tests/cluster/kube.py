@@ -118,6 +118,12 @@ class Namespace:
         self.apply(workload(kind, name, pod, **spec))
         self.ready(f"app={name}")
 
+    def deployments(self, *names: str) -> None:
+        """Target.py as several, which start side by side."""
+        self.apply(*(workload("Deployment", name) for name in names))
+        for name in names:
+            self.ready(f"app={name}")
+
     def ready(self, selector: str) -> None:
         self.until("a pod", lambda: self.pods(selector))
         self.kubectl("wait", "--for=condition=Ready", "pod", "-l", selector, "--timeout=40s")
@@ -193,5 +199,6 @@ def bridged(namespace: Namespace, target: str, *options: str, cli: Cli | None = 
         with boxes.run_behind(client, cli, name, "-n", namespace.name, *options, target, TARGET_IMAGE, *_IDLE) as app:
             yield App(app.container, cli, app.process)
     finally:
-        cli.run("down", "--all", limit_s=60)
+        if any(cli.state.glob("mbridge/*/status.json")):  # else `run` has undone its session
+            cli.run("down", "--all", limit_s=60)
         client.close()

@@ -200,8 +200,7 @@ def proxy(config: Kubeconfig) -> Iterator[HttpProxy]:
 @pytest.mark.parametrize(("named", "via"), [("proxy-url", "port-forward"), ("HTTPS_PROXY", "exec")])
 def test_K16_everything_goes_through_the_proxy(namespace: Namespace, config: Kubeconfig, proxy: HttpProxy, named: str, via: str) -> None:
     """Requests, a watch, exec and the carriers: without it the server's name leads nowhere. 4 MB pass each way."""
-    namespace.workload()
-    namespace.workload("Deployment", "peer")
+    namespace.deployments("web", "peer")
     (web,), (peer,) = namespace.pods("app=web"), namespace.pods("app=peer")
     environ = {"NO_PROXY": "10.0.0.0/8,shop.test"}
     if named == "proxy-url":

@@ -47,8 +47,7 @@ class Talk:
 
 @contextlib.contextmanager
 def talking(namespace: Namespace, cli: Cli | None = None, *options: str) -> Iterator[tuple[App, Talk]]:
-    namespace.workload("Deployment", "peer")
-    namespace.workload("Deployment", "web")
+    namespace.deployments("peer", "web")
     (peer,) = namespace.pods("app=peer")
     with bridged(namespace, "deploy/web", *options, cli=cli) as app:
         talk = Talk(app, peer["status"]["podIP"])

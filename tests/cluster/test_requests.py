@@ -67,7 +67,7 @@ def test_K21_an_idle_session_asks_four_times_a_minute_at_most(namespace: Namespa
     with bridged(namespace, "deploy/web", cli=cli) as app:
         eventually(app.status, until=lambda status: status["state"] == "ready")
         before, began = len(relay.requests), time.monotonic()
-        time.sleep(30)  # what is counted is requests in a time
+        time.sleep(15)  # what is counted is requests in a time
         minutes = (time.monotonic() - began) / 60
         asked = relay.requests[before:]
     assert len(asked) <= PER_IDLE_MINUTE * minutes, asked
@@ -116,8 +116,7 @@ with socket.create_connection(({host!r}, 8080), timeout=30) as sock:
 
 def test_K17_an_api_server_that_closes_idle_streams_ends_no_connection(namespace: Namespace, tmp_path: Path) -> None:
     """After 4 s without a byte: sooner than the link's own question, so carriers do end; an open connection does not see it."""
-    namespace.workload()
-    namespace.workload("Deployment", "peer")
+    namespace.deployments("web", "peer")
     namespace.apply(service("peer"))
     (peer,) = namespace.pods("app=peer")
     config = Kubeconfig.of(namespace.cluster, tmp_path)
@@ -158,8 +157,7 @@ with socket.create_connection(({host!r}, 8080), timeout=60) as sock:
 def test_K17_the_link_goes_back_to_port_forward_and_no_open_connection_notices(namespace: Namespace, counted: tuple[Cli, Relay]) -> None:
     """Port-forward is refused at first, as by a proxy that knows no WebSocket of it; then it is not."""
     cli, relay = counted
-    namespace.workload()
-    namespace.workload("Deployment", "peer")
+    namespace.deployments("web", "peer")
     (peer,) = namespace.pods("app=peer")
     relay.refused = "/portforward"
     with bridged(namespace, "deploy/web", cli=cli) as app:

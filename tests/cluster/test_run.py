@@ -29,8 +29,7 @@ def ip_of(pod: dict[str, object], version: int = 4) -> str:
 
 
 def test_K03_the_users_line_runs_a_program_as_if_it_were_in_the_pod(namespace: Namespace) -> None:
-    namespace.workload("Deployment", "orders")
-    namespace.workload("Deployment", "peer")
+    namespace.deployments("orders", "peer")
     namespace.apply(service("peer"))
     (before,) = namespace.pods("app=orders")
     program = "import socket; s = socket.create_connection(('peer', 8080)); print(s.makefile().readline(), end='')"
@@ -43,9 +42,10 @@ def test_K03_the_users_line_runs_a_program_as_if_it_were_in_the_pod(namespace: N
     assert after["status"]["containerStatuses"] == before["status"]["containerStatuses"]
 
 
-@pytest.fixture(params=["auto", "exec", "direct"])
-def app(request: pytest.FixtureRequest, namespace: Namespace) -> Iterator[App]:
-    """Bridged to deploy/web, with deploy/peer beside it; once by each carrier."""
+@pytest.fixture(scope="module", params=["auto", "exec", "direct"])
+def app(request: pytest.FixtureRequest, shared_namespace: Namespace) -> Iterator[App]:
+    """Bridged to deploy/web, with deploy/peer beside it; once by each carrier. Tests only look through it."""
+    namespace = shared_namespace
     namespace.apply(workload("Deployment", "peer", {"hostname": "fixed", "subdomain": "headless"}))
     namespace.apply(service("peer", ipFamilyPolicy="PreferDualStack"), service("headless", {"app": "peer"}, clusterIP="None"))
     namespace.apply(service("other", type="ExternalName", externalName=f"peer.{namespace.name}.svc.cluster.local"))
@@ -55,12 +55,11 @@ def app(request: pytest.FixtureRequest, namespace: Namespace) -> Iterator[App]:
         yield app
 
 
-def test_K04_K17_what_a_pod_reaches_by_name_and_address_the_app_reaches(namespace: Namespace, app: App) -> None:
-    """One test for all names, since each start of a session is a second."""
-    (web,), (peer,) = namespace.pods("app=web"), namespace.pods("app=peer")
-    cluster_ips = namespace.get("service", "peer")["spec"]["clusterIPs"]
-    whole = f"{namespace.name}.svc.cluster.local"
-    names = ["peer", f"peer.{namespace.name}", f"peer.{whole}", f"peer.{whole}.", "headless", "other", f"fixed.headless.{whole}"]
+def test_K04_K17_what_a_pod_reaches_by_name_and_address_the_app_reaches(shared_namespace: Namespace, app: App) -> None:
+    (web,), (peer,) = shared_namespace.pods("app=web"), shared_namespace.pods("app=peer")
+    cluster_ips = shared_namespace.get("service", "peer")["spec"]["clusterIPs"]
+    whole = f"{shared_namespace.name}.svc.cluster.local"
+    names = ["peer", f"peer.{shared_namespace.name}", f"peer.{whole}", f"peer.{whole}.", "headless", "other", f"fixed.headless.{whole}"]
     for name in [*names, *cluster_ips, ip_of(peer), ip_of(peer, 6)]:
         answer = app.asks(name)
         own = ip_of(web, 6 if ":" in answer["peer"] else 4)
@@ -68,8 +67,8 @@ def test_K04_K17_what_a_pod_reaches_by_name_and_address_the_app_reaches(namespac
         assert answer["sockname"] == own, name
 
 
-def test_A03_A14_A15_A25_A26_errors_datagrams_and_records_are_a_pods(namespace: Namespace, app: App) -> None:
-    (web,), (peer,) = namespace.pods("app=web"), namespace.pods("app=peer")
+def test_A03_A14_A15_A25_A26_errors_datagrams_and_records_are_a_pods(shared_namespace: Namespace, app: App) -> None:
+    (web,), (peer,) = shared_namespace.pods("app=web"), shared_namespace.pods("app=peer")
     seen = app.python(f"""
 import json, socket, time
 seen = {{}}
@@ -88,7 +87,7 @@ try:
 except OSError as error:
     seen["udp closed"] = type(error).__name__
 try:
-    socket.getaddrinfo("nothing.{namespace.name}.svc.cluster.local", 80)
+    socket.getaddrinfo("nothing.{shared_namespace.name}.svc.cluster.local", 80)
 except socket.gaierror as error:
     seen["nothing"] = error.errno == socket.EAI_NONAME
 print(json.dumps(seen))""")
@@ -138,8 +137,7 @@ def test_A18_a_mapped_port_reaches_the_pods_loopback_and_all_others_stay_the_app
 
 
 def test_A35_two_sessions_share_one_agent_and_end_apart(namespace: Namespace) -> None:
-    namespace.workload()
-    namespace.workload("Deployment", "peer")
+    namespace.deployments("web", "peer")
     (peer,) = namespace.pods("app=peer")
     with bridged(namespace, "deploy/web") as first:
         second = namespace.cli.run("run", "deploy/web", "-n", namespace.name, TARGET_IMAGE, "true")

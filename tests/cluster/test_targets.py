@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 
 import pytest
@@ -60,11 +61,14 @@ def test_K01_a_cronjob_is_a_target_while_a_run_is_under_way(namespace: Namespace
 def test_K01_what_is_not_ready_is_told_with_each_pod_and_its_state(namespace: Namespace) -> None:
     broken = {"containers": [container(command=["false"])]}
     namespace.apply(workload("Deployment", "broken", broken, replicas=2))
-    namespace.until("a crash", lambda: "Back" in namespace.kubectl("get", "pods"), 40)
-    error = refused(namespace, "deploy/broken")
-    names = [pod["metadata"]["name"] for pod in namespace.pods("app=broken")]
-    assert all(name in error.message for name in names)
-    assert "CrashLoopBackOff" in error.message or "Error" in error.message
+    namespace.until("two pods", lambda: len(namespace.pods("app=broken")) == 2)
+    states = [rf"{pod['metadata']['name']} \((CrashLoopBackOff|Error)\)" for pod in namespace.pods("app=broken")]
+
+    def told() -> bool:
+        said = refused(namespace, "deploy/broken").message
+        return said.startswith("no pod of deploy/broken is ready: ") and all(re.search(state, said) for state in states)
+
+    namespace.until("the crash of both", told)
 
 
 def test_K01_a_name_that_does_not_exist_suggests_the_nearest(namespace: Namespace) -> None:
