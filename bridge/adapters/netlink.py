@@ -39,7 +39,8 @@ log = logging.getLogger(__name__)
 TABLE = 0x6D62
 MARK_SELF, MARK_REPLY = 0x6D620010, 0x6D620011
 PRIORITY_FIRST, PRIORITY_LAST = 100, 20200
-PRIORITY_NETWORKS, PRIORITY_NAMES, PRIORITY_CLOSED, PRIORITY_ENGINE, PRIORITY_CLUSTER = 20000, 20010, 20080, 20090, 20100
+PRIORITY_NETWORKS, PRIORITY_NAMES, PRIORITY_MACHINE = 20000, 20010, 20011
+PRIORITY_CLOSED, PRIORITY_ENGINE, PRIORITY_CLUSTER = 20080, 20090, 20100
 
 _MAIN = 254
 _FR_ACT_TO_TBL, _FR_ACT_UNREACHABLE, _FR_ACT_PROHIBIT = 1, 7, 8
@@ -162,7 +163,7 @@ class _Routes:
         for family, bits in zip(_FAMILIES, (32, 128), strict=True):
             for message in self._ip.rule("dump", family=family):
                 rule = _Rule.of(family, message)
-                learned = PRIORITY_FIRST + 10 < rule.priority < PRIORITY_NETWORKS or rule.priority == PRIORITY_NAMES
+                learned = PRIORITY_FIRST + 10 < rule.priority < PRIORITY_NETWORKS or rule.priority in (PRIORITY_NAMES, PRIORITY_MACHINE)
                 if learned and rule.dst_len == bits and (verdict := rule.verdict) is not None:
                     low, _, high = (rule.dport_range or "").partition(":")
                     ports = (int(low), int(high)) if low else None
@@ -225,7 +226,7 @@ class _Routes:
                 fields["table"] = TABLE
             case Verdict.DIRECT:
                 fields["table"] = _MAIN
-                if route.priority == PRIORITY_NETWORKS:  # once that network is left, the default route must not take its place
+                if route.priority in (PRIORITY_NETWORKS, PRIORITY_NAMES):  # a network that was left is not beyond the default gateway
                     fields["suppress_prefixlen"] = 0
             case Verdict.DENY:
                 fields["action"] = _FR_ACT_PROHIBIT

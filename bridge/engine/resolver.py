@@ -61,7 +61,10 @@ class Counts:
 
 @dataclass(slots=True)
 class Resolver:
-    """Answers queries. `names` (the containers' names) may change at any time; it is the caller's."""
+    """Answers queries. `names` (the containers' names) may change at any time; it is the caller's.
+
+    `learn_container(addresses, machine)`: of a container on the app's networks, or of the machine that the engine runs on.
+    """
 
     rules: RuleSet
     names: Collection[str]
@@ -69,7 +72,7 @@ class Resolver:
     ask_engine: AskEngine
     ask_containers: AskEngine
     learn: Callable[[Sequence[Route]], Awaitable[None]]
-    learn_container: Callable[[Sequence[str]], Awaitable[None]]
+    learn_container: Callable[[Sequence[str], bool], Awaitable[None]]
     now: Callable[[], float]
     counts: Counts = field(default_factory=Counts)
     _cache: dns.Cache = field(default_factory=dns.Cache)
@@ -154,7 +157,8 @@ class Resolver:
         try:
             async with asyncio.timeout(ANSWER_S):
                 if asked is _ENGINE:
-                    answer = await (self.ask_containers if is_container else self.ask_engine)(message, over_tcp)
+                    of_network = is_container and query.name not in _HOST_NAMES
+                    answer = await (self.ask_containers if of_network else self.ask_engine)(message, over_tcp)
                 else:
                     answer = await self.ask_cluster(nameserver, message, over_tcp)
             read = dns.read_answer(answer, query)
@@ -171,7 +175,7 @@ class Resolver:
         try:
             if is_container:
                 if new := [address for address in read.addresses if address not in self._containers]:
-                    await self.learn_container(new)
+                    await self.learn_container(new, query.name in _HOST_NAMES)
                     self._containers.update(new)
             elif read.addresses and self.rules.teaches:
                 await self._learn_name(query.name, read)

@@ -26,7 +26,16 @@ from pathlib import Path
 from bridge.adapters import nft
 from bridge.adapters.engine_dns import RESOLVER, EngineDns, resolver_is_here
 from bridge.adapters.listeners import Listener, ResolverSockets, arrival, reset, resolver_sockets
-from bridge.adapters.netlink import MARK_REPLY, MARK_SELF, PRIORITY_CLOSED, PRIORITY_NAMES, PRIORITY_NETWORKS, Reached, SessionRoutes
+from bridge.adapters.netlink import (
+    MARK_REPLY,
+    MARK_SELF,
+    PRIORITY_CLOSED,
+    PRIORITY_MACHINE,
+    PRIORITY_NAMES,
+    PRIORITY_NETWORKS,
+    Reached,
+    SessionRoutes,
+)
 from bridge.adapters.nfqueue import MARK_HOST_UNREACHABLE, MARK_NET_UNREACHABLE, MARK_REFUSE, SynQueue
 from bridge.adapters.tun import MTU, open_tun
 from bridge.engine.accepting import Accepting
@@ -84,7 +93,8 @@ class Wired:
         """Wire the netns after the target's `facts`; the app may start when this returns."""
         await self._routes.__aenter__()
         standing = await self._routes.standing()
-        self._kept = [*self.rules.adopt(standing, time.monotonic()), *(route for route in standing if route.priority == PRIORITY_NAMES)]
+        names = (route for route in standing if route.priority in (PRIORITY_NAMES, PRIORITY_MACHINE))
+        self._kept = [*self.rules.adopt(standing, time.monotonic()), *names]
         tun_fd = open_tun(self.tun)
         await self._route(facts)
         self._listener.open()
@@ -246,8 +256,9 @@ class Wired:
     async def _learn(self, routes: Sequence[Route]) -> None:
         await self._routes.learn(routes)
 
-    async def _learn_container(self, addresses: Sequence[str]) -> None:
-        await self._routes.learn([Route(PRIORITY_NAMES, address, Verdict.DIRECT, None, None) for address in addresses])
+    async def _learn_container(self, addresses: Sequence[str], machine: bool) -> None:
+        priority = PRIORITY_MACHINE if machine else PRIORITY_NAMES
+        await self._routes.learn([Route(priority, address, Verdict.DIRECT, None, None) for address in addresses])
 
     async def _expire(self) -> None:
         while True:

@@ -42,7 +42,7 @@ FAR = "10.78.0.1"  # one hop past the target's own network
 SILENT = "10.77.0.66"
 _OWN_NETWORKS = ("172.30.0.0/24", "fd30::/64", "fe80::/10", "ff00::/8", "224.0.0.0/4")
 CLUSTER_NAMES = {"db.shop.svc": SERVER, "far.shop.svc": FAR, "api.corp.example": FAR}
-DEV_NAMES = {"api.corp.example": "172.30.0.1", "db.shop.svc": "172.30.0.1"}
+DEV_NAMES = {"api.corp.example": "172.30.0.1", "db.shop.svc": "172.30.0.1", "sibling": "10.78.0.3"}
 _numbers = itertools.count()
 
 FACTS = Facts(

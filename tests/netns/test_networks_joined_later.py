@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import pytest
 
+from bridge.protocol import door
 from tests.lab.netns import Sentinel
 from tests.netns.conftest import FAR, PORT, SERVER, WAIT_S, World
 
@@ -96,11 +97,16 @@ def test_A36_nothing_leaves_by_a_network_that_no_bridge_has_looked_at(world: Wor
 
 def test_A36_a_network_that_was_left_is_not_reached_by_the_default_route(world: World) -> None:
     with _joined(world, OWN, OWN6):
+        assert world.host is not None
+        world.host.send(door.Names(("sibling",)))
+        _eventually(lambda: world.app_run("getent", "hosts", "sibling").stdout.split()[:1], [GATEWAY])
+        with world.ses.connect(GATEWAY, PORT) as app:
+            assert app.recv(100).startswith(b"dev")
         _eventually(lambda: _place(world), "dev")
         world.kill_bridge()
         try:
             world.ses.ip("link del eth1\n")
-            for address in (FAR, "fd78::9"):
+            for address in (FAR, GATEWAY, "fd78::9"):
                 _send_all(world, address)
             world.sentinel.settle()
             assert world.sentinel.strays() == []

@@ -79,8 +79,8 @@ class World:
     async def _learn(self, routes: Sequence[Route]) -> None:
         self.events.append(("learned", [(route.network, route.verdict.value) for route in routes]))
 
-    async def _learn_container(self, addresses: Sequence[str]) -> None:
-        self.events.append(("container", list(addresses)))
+    async def _learn_container(self, addresses: Sequence[str], machine: bool) -> None:
+        self.events.append(("machine" if machine else "container", list(addresses)))
 
     async def ask(self, name: str, kind: str = "A", **options: object) -> dns.message.Message | None:
         wire = dns.message.make_query(name, kind, **options).to_wire()
@@ -139,6 +139,16 @@ def test_the_route_of_a_container_stands_before_its_answer_and_is_asked_for_once
         await world.ask("redis")
         await world.ask("redis")
         assert world.events == [("containers", "redis"), ("container", ["172.19.0.2"]), ("containers", "redis")]
+
+    run(scenario)
+
+
+def test_the_machine_that_the_engine_runs_on_is_no_container_of_a_network() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.records = {"host.docker.internal": ["host.docker.internal. 0 A 192.168.65.254"]}
+        await world.ask("host.docker.internal")
+        assert world.events == [("engine", "host.docker.internal"), ("machine", ["192.168.65.254"])]
 
     run(scenario)
 
