@@ -53,7 +53,6 @@ class Door:
         self._on_control = on_control
         self._on_carrier = on_carrier
         self._path = path
-        self._sock: socket.socket | None = None
 
     async def serve(self) -> None:
         """Listen until cancelled; each newcomer is told apart in a task of its own."""

@@ -8,13 +8,16 @@ from __future__ import annotations
 import contextlib
 import json
 import struct
+from ipaddress import ip_network
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bridge.engine.datagrams import Datagrams
 from bridge.errors import RemoteProtocolError
+from bridge.model.rules import KEEP_S, Route, RuleSet, parse_rule
 from bridge.protocol import door, nfqueue, packets, udp
+from bridge.protocol.dns import names_in_hosts
 
 LONG = settings(max_examples=3000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -93,3 +96,20 @@ def test_lines_come_whole_however_they_are_cut(stream: bytes, sizes: list[int]) 
         lines += reader.feed(stream[at : at + size])
         at += size
     assert lines == stream.split(b"\n")[:-1]
+
+
+words = st.sampled_from(["10.0.0.7", "fd00::7", "fe80::1%eth0", "127.0.0.1", "a.example", "b", "A.Example.", "#", "\n", "\t", "%", "1.2.3"])
+hosts_files = st.lists(st.one_of(words, st.text(max_size=4)), max_size=40).map(" ".join)
+RULES = ({"to": "*.example", "verdict": "deny"}, {"to": "b:1", "verdict": "direct"}, {"to": "a.*", "verdict": "cluster"})
+
+
+@LONG
+@given(st.lists(hosts_files, max_size=4))
+def test_rules_have_routes_for_single_addresses_of_any_hosts_file_and_forget_them_all(files: list[str]) -> None:
+    rules = RuleSet(tuple(parse_rule(rule) for rule in RULES))
+    standing: set[Route] = set()
+    for text in files:
+        standing |= set(rules.pin(names_in_hosts(text), 0))
+    assert all(ip_network(route.network).num_addresses == 1 for route in standing)
+    rules.pin({}, 0)
+    assert standing <= set(rules.expire(KEEP_S))
