@@ -275,7 +275,8 @@ def test_K20_a_target_without_cat_or_shell_gives_its_environment_through_an_agen
 
 
 def test_K26_with_a_shared_process_namespace_the_right_process_is_read(namespace: Namespace) -> None:
-    app, side = container(), container("side", command=["sleep", "1000"])
+    """Not the pod's first, not another container's, and not one that the container's own has started."""
+    app, side = container(), container("side", command=["sh", "-c", "WHO=child sleep 1000 & exec sleep 1000"])
     app["env"], side["env"] = [{"name": "WHO", "value": "app"}], [{"name": "WHO", "value": "side"}]
     namespace.workload(pod={"shareProcessNamespace": True, "containers": [app, side]})
     for name in ("app", "side"):
