@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.kube import HERE, TARGET_IMAGE, TOOL, Cluster, Namespace
+from tests.cluster.kube import HERE, TARGET_IMAGE, TOOL, Cluster, Namespace, end_sessions
 
 _NEEDS = ("containerd", "ctr", "runc", "openssl", "iptables", "gcc", "docker", "nsenter")
 
@@ -70,6 +70,7 @@ def a_namespace(cluster: Cluster, agent_image: str, state: Path) -> Iterator[Nam
     try:
         made.until("the default service account", lambda: made.kubectl("get", "serviceaccount", "default", check=False), 90)
         yield made
+        end_sessions(made.cli)
     finally:
         cluster.kubectl("delete", "namespace", name, "--wait=false")
 

@@ -199,6 +199,11 @@ def bridged(namespace: Namespace, target: str, *options: str, cli: Cli | None = 
         with boxes.run_behind(client, cli, name, "-n", namespace.name, *options, target, TARGET_IMAGE, *_IDLE) as app:
             yield App(app.container, cli, app.process)
     finally:
-        if any(cli.state.glob("mbridge/*/status.json")):  # else `run` has undone its session
-            cli.run("down", "--all", limit_s=60)
+        end_sessions(cli)
         client.close()
+
+
+def end_sessions(cli: Cli) -> None:
+    """Those whose `mbridge run` was killed, by a test or by its time limit; all others have undone themselves."""
+    if any(cli.state.glob("mbridge/*/status.json")):
+        cli.run("down", "--all", limit_s=60)
