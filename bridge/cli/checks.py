@@ -78,7 +78,6 @@ def _container_hint(message: str) -> str | None:
 async def _probe(engine: Engine, image: str) -> dict[str, Any]:
     from bridge.adapters.docker import bodies
     from bridge.cli import sessions
-    from bridge.cli.world import NO_IPV6
 
     # The same rights and settings as a bridge has, in a network namespace of its own that nothing else is in.
     body = {
@@ -97,7 +96,7 @@ async def _probe(engine: Engine, image: str) -> dict[str, Any]:
     try:
         return await _probed(engine, body)
     except BridgeError as error:
-        if NO_IPV6 not in error.message:
+        if not bodies.lacks_ipv6(error.message):
             raise
         return await _probed(engine, bodies.without_ipv6(body))
 

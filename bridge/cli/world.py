@@ -25,7 +25,6 @@ from bridge.model.plan import Agent, Container, Folder, Op, Plan, Start, Volume
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str], None]
-NO_IPV6 = "/proc/sys/net/ipv6/"  # in the engine's words where a setting cannot be made
 
 
 class World:
@@ -111,7 +110,7 @@ class World:
         try:
             await self._engine.start(name)
         except EngineRefused as exc:
-            if name not in self._created or NO_IPV6 not in exc.message:
+            if name not in self._created or not bodies.lacks_ipv6(exc.message):
                 raise EngineRefused(exc.status, exc.message, hint=_hint(exc.message)) from exc
             log.info("= this kernel has no IPv6: %s is made again without its settings", name)
             op = self._created[name]

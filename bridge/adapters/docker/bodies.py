@@ -66,6 +66,11 @@ def pause(image: str, wish: AppWish, hostname: str | None, marks: Mapping[str, s
     return body
 
 
+def lacks_ipv6(message: str) -> bool:
+    """Whether an engine refused a container because its kernel has no IPv6: runc named the file up to 1.3, the setting since."""
+    return "/proc/sys/net/ipv6/" in message or "sysctl net.ipv6." in message
+
+
 def without_ipv6(body: Json) -> Json:
     """For a kernel that has no IPv6, where a setting of it cannot be made (`ipv6.disable=1`)."""
     host = body["HostConfig"]

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from bridge.cli.checks import engine_checks, host_checks, kernel, target_checks
 from bridge.cli.cmd_doctor import Check
 from bridge.errors import EngineUnavailable, HostError, TargetNotFound
@@ -127,11 +129,18 @@ def test_a_probe_that_cannot_start_is_told_and_leaves_nothing() -> None:
     assert engine.removed == ["probe"]
 
 
-def test_a_kernel_without_ipv6_is_tried_without_its_settings() -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        "container init: open /proc/sys/net/ipv6/conf/all/disable_ipv6: no such file or directory",
+        "container init: open sysctl net.ipv6.conf.all.disable_ipv6 file: unsafe procfs detected: openat2 …: no such file or directory",
+    ],
+)
+def test_a_kernel_without_ipv6_is_tried_without_its_settings(words: str) -> None:
     class Old(Engine):
         async def start(self, container: str) -> None:
             if any("ipv6" in name for name in self.body["HostConfig"]["Sysctls"]):
-                raise HostError("container init: open /proc/sys/net/ipv6/conf/all/disable_ipv6: no such file or directory")
+                raise HostError(words)
 
     engine = Old(says=[FINE])
     assert set(verdicts(all_of(kernel(engine, "img", True))).values()) == {True}  # type: ignore[arg-type]  # a fake
