@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-LEVELS = ("unit", "assumptions", "fuzz", "netns", "container", "cluster")
+LEVELS = ("unit", "assumptions", "fuzz", "netns", "container", "engine", "cluster")
 _HERE = Path(__file__).parent
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 # In the order of their run: what is quick and tells most comes first. Limits in seconds, about three times what a level takes.
-LIMITS = {"unit": 240, "assumptions": 240, "fuzz": 300, "netns": 600, "container": 1500, "cluster": 2400}
+LIMITS = {"unit": 240, "assumptions": 240, "fuzz": 300, "netns": 600, "container": 1500, "engine": 600, "cluster": 2400}
 ONCE_MORE_S = 300
 ONCE_MORE_MAX = 15  # more failures than that are no matter of luck
 EXIT_FAILED = 1
@@ -127,9 +127,9 @@ def _prepare(level: str) -> None:
     """What is built once for a machine, outside the tests' limits in time. Where it fails, the tests' fixtures say why."""
     began = time.monotonic()
     try:
-        if level in ("container", "cluster"):
+        if level in ("container", "engine", "cluster"):
             subprocess.run([Path(sys.executable).with_name("mbridge"), "images", "build"], stdout=subprocess.DEVNULL, check=True)
-        if level == "container":
+        if level in ("container", "engine"):
             import docker
 
             from tests.lab import images
@@ -137,6 +137,8 @@ def _prepare(level: str) -> None:
             client = docker.from_env(timeout=900)
             for which in images.FOLDERS:
                 images.ensure(client, which)
+        if level == "engine" and os.geteuid() == 0:
+            subprocess.run([ROOT / "tests" / "engine" / "engine", "build"], stdout=subprocess.DEVNULL, check=True)
         if level == "cluster" and os.geteuid() == 0 and "MBRIDGE_TEST_KUBECONFIG" not in os.environ:
             subprocess.run([ROOT / "tests" / "cluster" / "cluster", "build"], stdout=subprocess.DEVNULL, check=True)
     except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from tests.lab.boxes import Cli, eventually
 from tests.lab.dockerlab import Lab
 from tests.unit.contracts.engine import CONTRACT, keep
 
-_SOCKET = "/var/run/docker.sock"
+_SOCKET = "/var/run/docker.sock"  # in the container
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def remote(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remot
     authority.issue(folder, "")
     box = lab.box(
         "tls", lab.programs_image, ["/programs/tls-relay", "0", "/tls", _SOCKET], network="host",
-        binds={str(folder): {"bind": "/tls", "mode": "ro"}, _SOCKET: {"bind": _SOCKET}},
+        binds={str(folder): {"bind": "/tls", "mode": "ro"}, find_endpoint(None, os.environ).path: {"bind": _SOCKET}},
     )  # fmt: skip
     try:
         port = int(eventually(lambda: box.container.logs().strip()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,13 @@ from pathlib import Path
 import asyncssh
 from docker.models.containers import Container
 
+from bridge.adapters.docker.endpoint import find_endpoint
 from tests.lab.boxes import eventually
 from tests.lab.dockerlab import Lab
 
 HOST = "engine"
 URL = f"ssh://root@{HOST}"
-SOCKET = "/var/run/docker.sock"
+SOCKET = "/var/run/docker.sock"  # in the container
 _SSHD = (
     'mkdir -p /run/sshd /root/.ssh; printf "%s" "$KEY" >/root/.ssh/authorized_keys; ssh-keygen -qA; '
     "exec /usr/sbin/sshd -D -e -o UseDNS=no -o UsePAM=no -o StrictModes=no"
@@ -67,7 +69,10 @@ def engine_behind_ssh(lab: Lab, folder: Path) -> Iterator[Behind]:
     container = lab.client.containers.run(
         lab.lab_image, ["sh", "-c", _SSHD], environment={"KEY": key.export_public_key().decode()}, detach=True, init=True,
         name=f"mbt-sshd-{lab.tag}", labels={"mbridge.test": str(os.getpid())},
-        volumes={SOCKET: {"bind": SOCKET}, str(Path(docker).resolve()): {"bind": "/usr/bin/docker", "mode": "ro"}},
+        volumes={
+            find_endpoint(None, os.environ).path: {"bind": SOCKET},
+            str(Path(docker).resolve()): {"bind": "/usr/bin/docker", "mode": "ro"},
+        },
     )  # fmt: skip
     try:
         container.reload()
@@ -95,6 +100,4 @@ def engine_behind_ssh(lab: Lab, folder: Path) -> Iterator[Behind]:
 
 
 def _ssh(environ: dict[str, str], *words: str) -> None:
-    import subprocess
-
     subprocess.run(["ssh", *words], env={**os.environ, **environ}, capture_output=True, check=False, timeout=20)

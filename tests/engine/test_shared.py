@@ -1,0 +1,34 @@
+"""The contract of engines, what an app sees, and the life of a session, on a current engine: the container level's own functions.
+
+Left out is what takes long and asks the engine for nothing new: tests that start a session each, but for those of `_LIFE`.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+from tests.container import test_dns, test_engine, test_lifecycle, test_networks, test_programs, test_tcp, test_udp_icmp
+
+_LIFE = (
+    test_lifecycle.test_A34_up_detached_then_down_twice_leaves_nothing,
+    test_lifecycle.test_A36_ctrl_c_undoes_everything,
+    test_lifecycle.test_A36_after_kill_9_of_any_part_nothing_leaks_and_down_leaves_nothing,
+    test_lifecycle.test_A36_the_exec_carrier_carries_the_same,
+    test_lifecycle.test_A38_a_target_that_restarts_is_found_again_and_the_app_is_not_restarted,
+    test_networks.test_A28_a_session_of_the_default_network_finds_the_containers_of_one_that_it_joins_later,
+)
+_LONG = {"test_A10_ten_thousand_connections_in_a_row_all_answer", "test_A46_more_than_two_gigabytes_pass_on_one_flow"}
+
+
+def _shared() -> dict[str, object]:
+    found: dict[str, object] = {test.__name__: test for test in _LIFE}
+    for module in (test_engine, test_tcp, test_udp_icmp, test_dns, test_programs):
+        for name, test in vars(module).items():
+            if name.startswith("test_") and name not in _LONG:
+                own = set(inspect.signature(test).parameters) & {"bridge", "own_cli", "cli", "client", "db", "cache"}
+                if not own:
+                    found[name] = test
+    return found
+
+
+globals().update(_shared())
