@@ -231,9 +231,11 @@ class World:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Each test runs over both links, unless its module names LINKS."""
+    """Each test runs over both links, unless its mark `links` or its module's LINKS names others."""
     if "world" in metafunc.fixturenames:
-        metafunc.parametrize("world", getattr(metafunc.module, "LINKS", ("fake", "real")), indirect=True, scope="module")
+        marker = metafunc.definition.get_closest_marker("links")
+        links = marker.args if marker is not None else getattr(metafunc.module, "LINKS", ("fake", "real"))
+        metafunc.parametrize("world", links, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")

@@ -69,9 +69,10 @@ def test_A20_a_new_bridge_knows_the_names_before_anybody_looks_them_up(world: Wo
     assert _connect(world, "barred.example") == ["EACCES"]
 
 
+@pytest.mark.links("real")  # only an agent can tell new facts
 def test_A38_a_hosts_file_that_the_target_has_later_counts_from_then_on(world: World) -> None:
-    if world.agent is None or world.host is None:
-        pytest.skip("the other link has no agent that could tell new facts")
+    assert world.agent is not None
+    assert world.host is not None
     assert _connect(world, SERVER, 7100) == ["ECONNREFUSED"]
     world.facts = dataclasses.replace(world.facts, hosts=f"{SERVER} later.example\n")
     world.start_agent()
