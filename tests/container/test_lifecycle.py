@@ -70,7 +70,11 @@ def host_process(cli: Cli, session: str) -> int:
     return int(lock.read_text())
 
 
-def config(folder: Path, lab: Lab, target: str, name: str = "mbridge.yaml", command: str = "[sleep, infinity]") -> Path:
+# Ends at a SIGTERM although it is process 1: `down` need not wait until its patience is over.
+ENDS_AT_TERM = """[sh, -c, "trap 'exit 0' TERM; sleep infinity & wait"]"""
+
+
+def config(folder: Path, lab: Lab, target: str, name: str = "mbridge.yaml", command: str = ENDS_AT_TERM) -> Path:
     file = folder / name
     file.write_text(f"target: docker/{target}\napp: {{ image: '{lab.programs_image}', command: {command} }}\n")
     return file
@@ -112,7 +116,7 @@ def test_A34_up_twice_is_two_sessions_or_says_why_not(lab: Lab, own_cli: Cli, tm
 def test_A34_apps_side_by_side_are_sessions_of_their_own(lab: Lab, own_cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "mbridge.yaml").write_text(
         f"target: docker/{lab.target.name}\napp: {{ image: '{lab.programs_image}' }}\n"
-        "apps:\n  one: { app: { command: [sleep, infinity] } }\n  two: { app: { command: [sleep, infinity] } }\n"
+        f"apps:\n  one: {{ app: {{ command: {ENDS_AT_TERM} }} }}\n  two: {{ app: {{ command: {ENDS_AT_TERM} }} }}\n"
     )
     done = own_cli.run("up", "-d", cwd=tmp_path, limit_s=90)
     assert done.returncode == 0, done.stderr

@@ -112,9 +112,8 @@ def free_port() -> int:
 def test_A22_a_published_port_answers_on_this_machine_while_the_app_is_bridged(lab: Lab, bridge: Bridge) -> None:
     port = free_port()
     before = len(lab.strays())
-    with bridge(
-        f"docker/{lab.target.name}", "-p", f"127.0.0.1:{port}:8000", command=("python3", "-m", "http.server", "8000", "-d", "/programs")
-    ) as own:
+    serve = "trap 'exit 0' TERM; python3 -m http.server 8000 -d /programs & wait"  # process 1 ends at a SIGTERM only if it says so
+    with bridge(f"docker/{lab.target.name}", "-p", f"127.0.0.1:{port}:8000", command=("sh", "-c", serve)) as own:
 
         def fetched() -> str:
             try:

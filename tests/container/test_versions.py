@@ -13,7 +13,7 @@ import pytest
 
 from bridge import __version__
 from bridge.adapters import images
-from tests.container.conftest import bridged
+from tests.container.conftest import IDLE, bridged
 from tests.container.test_lifecycle import host_process
 from tests.lab.boxes import Box, Cli, eventually, of_session
 from tests.lab.dockerlab import Lab
@@ -63,7 +63,7 @@ def test_K15_after_a_change_of_release_up_takes_over_the_session_of_the_one_befo
 ) -> None:
     """The bridge lives on; the host at its door, and the agent that this one makes, are of the other release."""
     (tmp_path / "mbridge.yaml").write_text(
-        json.dumps({"target": f"docker/{lab.target.name}", "app": {"image": lab.programs_image, "command": ["sleep", "infinity"],
+        json.dumps({"target": f"docker/{lab.target.name}", "app": {"image": lab.programs_image, "command": IDLE,
                     "networks": [lab.outside]}}))  # fmt: skip
     first, second, releases = own_cli, newer.cli(own_cli.state), [__version__, NEXT]
     if direction == "downgrade":
