@@ -263,11 +263,11 @@ def test_a_flow_whose_source_port_nat_changes_is_served(world) -> None:
         answers = []
         first = socket.socket()
         first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        first.bind(("10.77.0.3", 45678))
+        first.bind(("10.77.0.3", 25678))  # no ephemeral port: one of those may stand in TIME-WAIT, without SO_REUSEADDR
         first.connect(("10.77.0.9", 7000))
         second = socket.socket()
         second.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        second.bind(("10.77.0.3", 45678))
+        second.bind(("10.77.0.3", 25678))
         second.settimeout(10)
         second.connect(("10.78.0.1", 7000))
         for app in (first, second):
