@@ -6,7 +6,6 @@ their own; these have their counterparts in test_run.py and test_life.py.
 
 from __future__ import annotations
 
-import inspect
 import secrets
 from collections.abc import Iterator
 
@@ -17,6 +16,7 @@ from tests.cluster.kubelab import KubeLab, kube_lab
 from tests.container import test_dns, test_programs, test_tcp, test_udp_icmp
 from tests.container.conftest import App, bridged
 from tests.lab.boxes import Cli
+from tests.lab.shared import looking
 
 _ENGINES_OWN = {
     "test_A01_without_mbridge_the_same_port_is_out_of_reach",
@@ -43,21 +43,10 @@ def app(request: pytest.FixtureRequest, lab: KubeLab, tmp_path_factory: pytest.T
         yield app
 
 
-def _shared() -> dict[str, object]:
-    """Tests that only look through a bridged app."""
-    found = {}
-    for module in (test_tcp, test_udp_icmp, test_dns, test_programs):
-        for name, test in vars(module).items():
-            if name.startswith("test_") and name not in _ENGINES_OWN:
-                wanted = set(inspect.signature(test).parameters) & {"bridge", "own_cli", "cli", "client", "db", "cache"}
-                if not wanted:
-                    found[name] = test
-    return found
-
-
-globals().update(_shared())
+_SHARED = looking((test_tcp, test_udp_icmp, test_dns, test_programs), without=_ENGINES_OWN)
+globals().update(_SHARED)
 
 
 def test_enough_is_shared() -> None:
     """An import that finds nothing would pass for a success."""
-    assert len(_shared()) >= 35
+    assert len(_SHARED) >= 35

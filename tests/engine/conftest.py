@@ -1,4 +1,4 @@
-"""The current engine, started if it is not up and ended only if it was started here; the container level's fixtures on it.
+"""The current engine, up for this level and down after it; the container level's fixtures on it.
 
 This process, and so every mbridge that it starts, enters the engine's network namespace for the rest of the level: there the
 engine is a local one, whose containers can be dialled.
@@ -33,19 +33,19 @@ def client() -> Iterator[docker.DockerClient]:
     if os.geteuid() != 0 or missing:
         pytest.skip(f"a second engine needs root and {', '.join(missing) or 'nothing else'}")
     local = docker.from_env(timeout=600)
-    wanted = [own.tag("bridge"), own.tag("agent"), *(images.ensure(local, which) for which in ("lab", "programs"))]
     for which in own.NAMES:
         if not own.present(local, which):
             own.build(local, which, lambda _: None)
+    wanted = [*(own.tag(which) for which in own.NAMES), *(images.ensure(local, which) for which in ("lab", "programs"))]
     local.close()
     up = subprocess.run([_TOOL, "up"], capture_output=True, text=True, timeout=1800, check=False)
     assert up.returncode == 0, up.stderr
-    url = up.stdout.split()[-1]
+    url, netns = up.stdout.split()
     subprocess.run([_TOOL, "load", *wanted], check=True, timeout=300)
     here = os.open("/proc/self/ns/net", os.O_RDONLY)
     before = os.environ.get("DOCKER_HOST")
     os.environ["DOCKER_HOST"] = url
-    _enter(os.open("/run/netns/mbd", os.O_RDONLY))
+    _enter(os.open(netns, os.O_RDONLY))
     engine = docker.from_env(timeout=600)
     try:
         yield engine

@@ -25,6 +25,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -144,21 +145,19 @@ def log_in(url: str, source: str) -> None:
 @contextlib.contextmanager
 def local_socket(url: str) -> Iterator[str]:
     """A unix:// URL for a library that speaks no ssh, as long as the context lasts."""
-    import threading
-
     with tempfile.TemporaryDirectory(prefix="mbridge-ssh-") as folder, socket.socket(socket.AF_UNIX) as listener:
         path = f"{folder}/engine.sock"
         listener.bind(path)
         listener.listen()
         begun: list[subprocess.Popen[bytes]] = []
+        over = threading.Event()
 
         def serve() -> None:
             while True:
-                try:
-                    conn, _ = listener.accept()
-                except OSError:  # shut: the context ends
-                    return
+                conn, _ = listener.accept()
                 with conn:
+                    if over.is_set():
+                        return
                     begun.append(_answering(url, conn, subprocess.DEVNULL))
 
         thread = threading.Thread(target=serve, name="ssh-socket", daemon=True)
@@ -166,8 +165,10 @@ def local_socket(url: str) -> Iterator[str]:
         try:
             yield f"unix://{path}"
         finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join(_LAST_WORDS_S)
+            over.set()
+            with socket.socket(socket.AF_UNIX) as last:  # a listener's shutdown(2) wakes accept(2) on Linux alone
+                last.connect(path)
+            thread.join()
             for process in begun:
                 process.terminate()
                 process.wait()

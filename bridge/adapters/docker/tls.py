@@ -44,7 +44,8 @@ class _Tls(asyncio.Protocol, asyncio.Transport):
         self._user = user
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._ssl = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
-        self._ended = self._eof_told = False
+        self._open = self._ended = self._eof_told = False
+        self._fault: ssl.SSLError | None = None
         self._plain: asyncio.Transport
 
     # the plain transport's protocol
@@ -67,7 +68,8 @@ class _Tls(asyncio.Protocol, asyncio.Transport):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.handshaken.done():
             self.handshaken.set_exception(exc or ConnectionResetError("closed during the TLS handshake"))
-        self._user.connection_lost(exc)
+        if self._open:
+            self._user.connection_lost(self._fault or exc)
 
     def pause_writing(self) -> None:
         self._user.pause_writing()
@@ -126,8 +128,9 @@ class _Tls(asyncio.Protocol, asyncio.Transport):
 
     def _step(self) -> None:
         try:
-            if not self.handshaken.done():
+            if not self._open:
                 self._ssl.do_handshake()
+                self._open = True
                 self._user.connection_made(self)
                 self.handshaken.set_result(None)
             while data := self._ssl.read(_READ_BYTES):
@@ -148,11 +151,11 @@ class _Tls(asyncio.Protocol, asyncio.Transport):
         elif isinstance(exc, ssl.SSLEOFError):  # as plain TCP would tell it
             self._tell_eof()
         else:
-            self._user.connection_lost(exc)
+            self._fault = exc
             self._plain.abort()
 
     def _tell_eof(self) -> None:
-        if self.handshaken.done() and not self.handshaken.exception() and not self._eof_told:
+        if self._open and not self._eof_told:
             self._eof_told = True
             self._user.eof_received()
 

@@ -79,7 +79,8 @@ def _options(words: list[str]) -> dict[str, str]:
 def test_one_login_serves_all_connections(ssh: Ssh, runtime: Path) -> None:
     assert _version("ssh://me@box:2222", times=3) == [{"ApiVersion": "1.45"}] * 3
     check, login, *dials = ssh.asked()
-    assert (check[-6:], login[-5:]) == (["check", "-l", "me", "-p", "2222", "--", "box"][-6:], ["me", "-p", "2222", "--", "box"])
+    there = ["-l", "me", "-p", "2222", "--", "box"]
+    assert (check[-8:], login[-8:]) == (["-O", "check", *there], ["-f", "-N", *there])
     assert [words[-4:] for words in dials] == [["box", "docker", "system", "dial-stdio"]] * 3
     paths = {_options(words)["ControlPath"] for words in (check, login, *dials)}
     assert len(paths) == 1
