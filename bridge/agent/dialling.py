@@ -16,15 +16,22 @@ import errno
 import logging
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
-from bridge.adapters.ssh import Channel
+from bridge.engine.needs import Channel
 from bridge.engine.relay import join, prepare
 
 log = logging.getLogger(__name__)
 
 MOST_FLOWS = 4096
 _LOOKUPS = 32
+
+
+class Asked(Channel, Protocol):
+    """A channel whose opening waits for the dial: one of the link's, or one end of a handed flow."""
+
+    def accept(self) -> None: ...
+    def refuse(self, errno_name: str) -> None: ...
 
 
 class Dialler:
@@ -37,7 +44,7 @@ class Dialler:
         self._on_change = on_change
         self._lookups = 0
 
-    def dial(self, channel: Channel, address: str, port: int) -> None:
+    def dial(self, channel: Asked, address: str, port: int) -> None:
         """Accept or refuse `channel` once it is known."""
         if self.flows >= MOST_FLOWS:
             channel.refuse("ENOBUFS")
@@ -57,7 +64,7 @@ class Dialler:
         if not self.flows:
             self._on_change()
 
-    def _look_up(self, channel: Channel, name: str, port: int) -> None:
+    def _look_up(self, channel: Asked, name: str, port: int) -> None:
         if self._lookups >= _LOOKUPS:
             self.ended()
             channel.refuse("EAGAIN")
@@ -84,7 +91,7 @@ class _Dial:
     """One flow being opened. Until then it is the channel's sink, to hear when the link is lost meanwhile."""
 
     def __init__(
-        self, dialler: Dialler, loop: asyncio.AbstractEventLoop, channel: Channel, places: list[tuple[int, tuple[str, int]]]
+        self, dialler: Dialler, loop: asyncio.AbstractEventLoop, channel: Asked, places: list[tuple[int, tuple[str, int]]]
     ) -> None:
         self._dialler = dialler
         self._loop = loop

@@ -41,11 +41,13 @@ from bridge.agent.asking import PORT, Asking
 from bridge.agent.datagrams import Associations
 from bridge.agent.dialling import Dialler
 from bridge.agent.echoes import Echoes
+from bridge.agent.handing import Hand, accept_invitation
 from bridge.engine.accepting import Accepting
 from bridge.errors import BridgeError, RemoteProtocolError
 from bridge.model.facts import Facts
 from bridge.protocol import control, preamble, udp
 from bridge.protocol.dns import parse_resolv_conf
+from bridge.protocol.handing import SOCKET
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +61,15 @@ class Agent:
     """One agent. `async with` opens its sockets; `ended` is set when it has had no link for too long. ValueError: no public key."""
 
     def __init__(
-        self, *, listen: str, client_key: str, ttl_s: float, socket_path: Path, etc: Path = Path("/etc"), dns_port: int = PORT
+        self,
+        *,
+        listen: str,
+        client_key: str,
+        ttl_s: float,
+        socket_path: Path,
+        etc: Path = Path("/etc"),
+        dns_port: int = PORT,
+        hand_path: Path = Path(SOCKET),
     ) -> None:
         self.agent_id = os.urandom(8).hex()
         self.port = 0
@@ -70,6 +80,8 @@ class Agent:
         self._socket_path = socket_path
         self._etc = etc
         self.dns_port = dns_port
+        self._hand_path = hand_path
+        self._hand: Hand | None = None
         self._loop = asyncio.get_running_loop()
         self._host_key = asyncssh.generate_private_key("ssh-ed25519")
         self._preamble = preamble.encode(self.agent_id)
@@ -108,6 +120,8 @@ class Agent:
             accepting.stop()
         for sock in self._sockets:
             sock.close()
+        if self._hand is not None:
+            self._hand.close()
         for session in list(self._linked):
             session.close()
         self._server.close()
@@ -121,6 +135,12 @@ class Agent:
 
     def facts(self) -> Facts:
         return inside.look(self._etc)
+
+    def invited(self, token: bytes) -> None:
+        """A bridge would hand its app's connections over; one that did so before has ended, or would not ask."""
+        if self._hand is not None:
+            self._hand.close()
+        self._hand = accept_invitation(self.dialler, token, self._hand_path)
 
     def linked(self, session: Session) -> None:
         self._linked.add(session)
@@ -202,7 +222,7 @@ class _Control:
         self._messages = Messages(channel, control.MAX_FRAME, self._on_body, self._on_lost)
         self._asking = Asking(loop, self._send, lambda: self._nameservers, agent.dns_port)
         self._agent = agent
-        self._send(control.Hello(control.VERSION, bridge.__version__, ("dns", "udp", "icmp-echo")))
+        self._send(control.Hello(control.VERSION, bridge.__version__, ("dns", "udp", "icmp-echo", "hand")))
 
     def _on_body(self, body: bytes) -> None:
         message = control.decode(body)
@@ -213,6 +233,8 @@ class _Control:
                 raise RemoteProtocolError("control: the bridge said no hello")
             case control.Ask():
                 self._asking.on_ask(message)
+            case control.Hand(token):
+                self._agent.invited(token)
             case _:
                 log.debug("! the bridge sent what only an agent says")
 

@@ -91,7 +91,7 @@ def _drawn(ui: Ui, found: Sequence[SessionStatus]) -> str:
 
 
 def _row(one: SessionStatus) -> tuple[str, ...]:
-    link = " ".join(word for word in (one.link.via, one.link.state) if word)
+    link = " ".join(word for word in (one.link.via, one.link.state, "handed" if one.handed else None) if word)
     name = one.target if one.app in (None, "app") else f"{one.target} ({one.app})"
     return one.id, name, one.state.value, _since(one.since), link, one.agent or "-", ", ".join(one.ports) or "-"
 

@@ -108,7 +108,7 @@ async def plan_of(wish: SessionWish) -> Plan:
 class _Hosting:
     def __init__(self, wish: SessionWish, ui: Teller, manner: Manner, engine: Engine, folder: SessionFolder) -> None:
         self._wish, self._ui, self._manner, self._engine, self._folder = wish, ui, manner, engine, folder
-        self._place: Place = places.place_of(wish, folder.id)
+        self._place: Place = places.place_of(wish, folder.id, _hand_volume(wish, folder.id))
         self._place.on_warnings = self._on_place_warnings
         self._bridge_warnings: tuple[str, ...] = ()
         self._made: list[Op] = []
@@ -288,7 +288,7 @@ class _Hosting:
             link = sessions.link_status(status.link)
             self._bridge_warnings = status.warnings
             self._status = dataclasses.replace(
-                self._status, link=link, warnings=self._warnings(), holder=status.holder, flows=status.flows,
+                self._status, link=link, warnings=self._warnings(), holder=status.holder, handed=status.link.handed, flows=status.flows,
             )  # fmt: skip
         if self._serving is not None:  # one that was made anew has another name in a pod, and may be another session's
             self._status = dataclasses.replace(self._status, agent=self._serving.agent.name)
@@ -438,6 +438,7 @@ def _plan(
         _app_name(wish, session),
         f"mbridge-{session}",
     )
+    hand = _hand_volume(wish, session)
 
     def marks(role: str) -> dict[str, str]:
         return bodies.labels(session, role, sessions.owner())
@@ -448,11 +449,14 @@ def _plan(
         Folder(str(folder.run), 0o777),  # behind a 0700 folder: the engine's root may be another user than we
         Agent(str(wish.target)),
         Volume(volume),
+        *([Volume(hand)] if hand else []),
         Container(
             "pause", pause_name, bodies.pause(image, app, found.hostname, marks("pause"), aliases), tuple(app.networks[1:]), aliases
         ),
         Start(pause_name),
-        Container("bridge", bridge_name, bodies.bridge(image, pause_name, volume, run, marks("bridge"), os.environ.get("MBRIDGE_LOG"))),
+        Container(
+            "bridge", bridge_name, bodies.bridge(image, pause_name, volume, hand, run, marks("bridge"), os.environ.get("MBRIDGE_LOG"))
+        ),
         Start(bridge_name),
         Container("app", app_name, bodies.app(app, app_image, pause_name, volume, marks("app")), platform=app.platform),
         Start(app_name),
@@ -463,6 +467,10 @@ def _plan(
 
 def _app_name(wish: SessionWish, session: str) -> str:
     return wish.app.name or f"mbridge-{session}-app"
+
+
+def _hand_volume(wish: SessionWish, session: str) -> str | None:
+    return f"mbridge-{session}-hand" if places.shares_engine(wish) else None
 
 
 def _bridge_tag() -> str:

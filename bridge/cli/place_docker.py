@@ -66,11 +66,13 @@ class DockerPlace:
         via: str = "auto",
         agent_image: str | None = None,
         ttl_s: int = 180,
+        hand_volume: str | None = None,
     ) -> None:
         self.target = target
         self.engine = engine
         self._session, self._owner = session, owner
         self._via, self._agent_image, self._ttl_s = via, agent_image, ttl_s
+        self._hand_volume = hand_volume
         self.warnings: tuple[str, ...] = ()
         self.on_warnings: Callable[[], None] = lambda: None
         self._container: Json | None = None  # as last found
@@ -110,7 +112,10 @@ class DockerPlace:
         elif await self.engine.image(image) is None:
             await self.engine.pull(image, None, progress)
         listen = "loopback" if found.host_network else "any"
-        body = bodies.agent(image, found.uid, public_key, self._ttl_s, listen, bodies.labels(self._session, "agent", self._owner))
+        marks = bodies.labels(self._session, "agent", self._owner)
+        of_volume = bodies.volume_labels(self._session, self._owner)
+        hand = bodies.hand_mount(self._hand_volume, of_volume) if self._hand_volume else None
+        body = bodies.agent(image, found.uid, public_key, self._ttl_s, listen, marks, hand)
         progress(f"starting {self.name}")
         with contextlib.suppress(HostError):
             await self.engine.remove(self.name)

@@ -23,14 +23,24 @@ async def own_engine() -> Engine:
     return await Engine(find_endpoint(None, os.environ)).connect()
 
 
-def place_of(wish: SessionWish, session: str = "") -> Place:
-    """The place of the wish's target; asks nobody yet. `session` marks what is made there; look-ups alone need none."""
+def place_of(wish: SessionWish, session: str = "", hand_volume: str | None = None) -> Place:
+    """The place of the wish's target; asks nobody yet. `session` marks what is made there; look-ups alone need none.
+
+    `hand_volume`: what the agent shares with a bridge of the same engine (`shares_engine`).
+    """
     if isinstance(wish.target, DockerTarget | ComposeTarget):
-        return _docker_place(wish, find_endpoint(wish.docker_context, os.environ), session)
+        return _docker_place(wish, find_endpoint(wish.docker_context, os.environ), session, hand_volume)
     from bridge.adapters import images
     from bridge.cli.place_kube import KubePlace
 
     return KubePlace(wish, session, sessions.owner(), sessions.root(), images.tag("agent"))
+
+
+def shares_engine(wish: SessionWish) -> bool:
+    """Whether app and target are on one engine, and the user wishes for no carrier by name: then connections are handed over."""
+    if wish.via != "auto" or not isinstance(wish.target, DockerTarget | ComposeTarget):
+        return False
+    return find_endpoint(wish.docker_context, os.environ) == find_endpoint(None, os.environ)
 
 
 def to_json(wish: SessionWish) -> dict[str, Any]:
@@ -55,10 +65,17 @@ def place_again(data: Mapping[str, Any], session: str) -> Place:
     return place_of(wish, session)
 
 
-def _docker_place(wish: SessionWish, endpoint: Endpoint, session: str) -> Place:
+def _docker_place(wish: SessionWish, endpoint: Endpoint, session: str, hand_volume: str | None = None) -> Place:
     from bridge.cli.place_docker import DockerPlace
 
     assert isinstance(wish.target, DockerTarget | ComposeTarget)  # the caller has looked
     return DockerPlace(
-        wish.target, Engine(endpoint), session, sessions.owner(), via=wish.via, agent_image=wish.agent_image, ttl_s=wish.agent_ttl_s
+        wish.target,
+        Engine(endpoint),
+        session,
+        sessions.owner(),
+        via=wish.via,
+        agent_image=wish.agent_image,
+        ttl_s=wish.agent_ttl_s,
+        hand_volume=hand_volume,
     )

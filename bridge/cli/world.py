@@ -61,7 +61,7 @@ class World:
             case Agent():
                 self.agent = await self._place.start_agent(self._public_key, self.progress)
             case Volume(name):
-                await self._engine.create_volume(name, {"mbridge.session": self._session, "mbridge.owner": sessions.owner()})
+                await self._engine.create_volume(name, bodies.volume_labels(self._session, sessions.owner()))
             case Container():
                 await self._create(op)
             case Start(name):
@@ -157,7 +157,7 @@ def world_of(plan: Plan) -> World:
 async def leftovers(engine: Engine, label: str) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
     """What bears `label` on an engine, by session, each with what removes it."""
     await engine.connect()
-    by_session: dict[str, list[str]] = {volume.removeprefix("mbridge-"): [] for volume in await engine.volumes(label)}
+    by_session: dict[str, list[str]] = {volume.split("-")[1]: [] for volume in await engine.volumes(label)}
     for container in await engine.containers(label=[label]):
         by_session.setdefault(container["Labels"].get("mbridge.session", ""), []).append(container["Id"])
 

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from bridge.engine.handing import HandedFlow
 from bridge.errors import LinkError
 from bridge.model.facts import AgentIdentity, TargetFound
 from bridge.protocol import udp
@@ -67,6 +68,9 @@ class Channel(Protocol):
         """Reset: the far side gets a RST."""
 
 
+Flow = Channel | HandedFlow  # dialled: its bytes pass here, or the app's connection is given away
+
+
 class Link(Protocol):
     """One agent. While the link is down `open_flow` and `ask` wait; `send` drops."""
 
@@ -76,9 +80,7 @@ class Link(Protocol):
         """Have the agent dial. Raises FlowRefused with the dial's errno, LinkError when the session ends."""
         ...
 
-    def begin_flow(
-        self, address: str, port: int, app: tuple[str, int], answered: Callable[[Channel | FlowRefused | LinkError], bool]
-    ) -> bool:
+    def begin_flow(self, address: str, port: int, app: tuple[str, int], answered: Callable[[Flow | FlowRefused | LinkError], bool]) -> bool:
         """The same without a task of its own; False where the link is down: use `open_flow`, which waits.
 
         `answered` is called once: with LinkError when the connection was lost meanwhile, and another may do. It says whether

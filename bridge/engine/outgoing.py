@@ -25,7 +25,8 @@ import logging
 from collections.abc import Callable, Collection
 from typing import Generic, Protocol, TypeVar
 
-from bridge.engine.needs import Arrived, Channel, FlowRefused, Link
+from bridge.engine.handing import HandedFlow
+from bridge.engine.needs import Arrived, Channel, Flow, FlowRefused, Link
 from bridge.engine.relay import join
 from bridge.errors import LinkError
 from bridge.protocol.nfqueue import HeldSyn
@@ -93,7 +94,7 @@ class _Hold:
         self._packet_id = packet_id
         self._over = False
 
-    def answered(self, answer: Channel | FlowRefused | LinkError) -> bool:
+    def answered(self, answer: Flow | FlowRefused | LinkError) -> bool:
         if self._over:
             return False
         self._over = True
@@ -135,7 +136,7 @@ class Outgoing:
         self._reset = reset
         self.bypass = bypass
         self._opening: set[Key] = set()
-        self._opened: dict[Key, Channel] = {}
+        self._opened: dict[Key, Flow] = {}
         self._waiting: dict[Key, int] = {}  # held while the link is down, and their packets
         self._joined: dict[int, tuple[str, Callable[[str], None]]] = {}  # by its number, a flow's app address and what resets it
         self._awaited: dict[tuple[str, str, int], dict[Key, None]] = {}  # destination → keys of _opened, oldest first
@@ -234,7 +235,7 @@ class Outgoing:
         self._opening.discard(key)
         self._holder.drop(packet_id)
 
-    def opened(self, key: Key, packet_id: int, channel: Channel) -> None:
+    def opened(self, key: Key, packet_id: int, channel: Flow) -> None:
         assert self._holder is not None
         self._holder.accept(packet_id)  # first: the app waits for it
         self._opening.discard(key)
@@ -246,7 +247,7 @@ class Outgoing:
         self._arrivals.add(key)
         self._awaited.setdefault((app_addr, address, port), {})[key] = None
 
-    def _claim(self, key: Key) -> Channel | None:
+    def _claim(self, key: Key) -> Flow | None:
         """The channel that an arrival may take: its own, else the oldest to the same destination that nobody has claimed."""
         exact = self._take(key)
         if exact is not None:
@@ -255,7 +256,7 @@ class Outgoing:
         awaited = self._awaited.get((app_addr, address, port))
         return self._take(next(iter(awaited))) if awaited else None
 
-    def _take(self, key: Key) -> Channel | None:
+    def _take(self, key: Key) -> Flow | None:
         channel = self._opened.pop(key, None)
         if channel is not None:
             self._arrivals.discard(key)
@@ -279,7 +280,7 @@ class Outgoing:
             self._opening.discard(key)
         self._join(key, arrival, channel)
 
-    def _join(self, key: Key, arrival: Arrived, channel: Channel) -> None:
+    def _join(self, key: Key, arrival: Arrived, channel: Flow) -> None:
         self.flows += 1
         self.opened_ever += 1
         debug = log.isEnabledFor(logging.DEBUG)
@@ -297,7 +298,8 @@ class Outgoing:
             if debug:
                 log.debug("x flow %d tcp app %s:%d -> %s:%d %s, %d bytes out, %d in", number, *key, how, sent, received)
 
-        reset = join(self._loop, arrival.sock, channel, ended)
+        sock = arrival.sock
+        reset = channel.take(sock, ended) if isinstance(channel, HandedFlow) else join(self._loop, sock, channel, ended)
         if not over:
             self._joined[number] = key[0], reset
 

@@ -19,7 +19,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from bridge.engine.connection import Agent, Brought, CarrierFailed, KeptConnection, Ssh, Transport
-from bridge.engine.needs import Channel, FlowRefused
+from bridge.engine.handing import Handing
+from bridge.engine.needs import Channel, Flow, FlowRefused
 from bridge.errors import BridgeError, LinkError, LinkLost, first_of
 from bridge.model.facts import Facts
 from bridge.protocol import control, udp
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 ASK_S = 5.0
 _CLOSE_S = 1.0
+_UNSURE = frozenset({"ENETUNREACH", "EHOSTUNREACH", "ENETDOWN", "EADDRNOTAVAIL", "ENONET"})  # as in a netns whose target has stopped
 
 
 class ConnectSsh(Protocol):
@@ -54,6 +56,7 @@ class Supervisor:
         connect_ssh: ConnectSsh,
         now: Callable[[], float],
         random: Callable[[], float],
+        handing: Handing | None = None,
     ) -> None:
         self.on_datagram: Callable[[udp.Message], None] = lambda message: None
         self.on_facts: Callable[[Facts], None] = lambda facts: None  # each time that an agent tells them, the first time too
@@ -76,6 +79,9 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._stopped = asyncio.Event()
         self._running = False
+        self._handing = handing
+        if handing is not None:
+            handing.on_change = self._tell
         self._control, self._flows = (
             KeptConnection(
                 name,
@@ -151,6 +157,8 @@ class Supervisor:
         if (host_key, agent_id) == (self._agent.host_key, self._agent.agent_id):
             return
         self._agent = Agent(host_key, agent_id)
+        if self._handing is not None:
+            self._handing.drop("the agent was made anew")
         for kept in (self._control, self._flows):
             kept.agent_changed(self._agent)
 
@@ -168,8 +176,19 @@ class Supervisor:
             else:
                 return channel
 
-    def begin_flow(
-        self, address: str, port: int, app: tuple[str, int], answered: Callable[[Channel | FlowRefused | LinkError], bool]
+    def begin_flow(self, address: str, port: int, app: tuple[str, int], answered: Callable[[Flow | FlowRefused | LinkError], bool]) -> bool:
+        if self._handing is None or not self._flows.carried:
+            return self._begin_by_link(address, port, app, answered)
+
+        def handed(answer: Flow | FlowRefused | LinkError) -> bool:
+            """The link is asked again where the agent may speak of a target that is no more: over it a flow waits for the next one."""
+            unsure = isinstance(answer, LinkError) or (isinstance(answer, FlowRefused) and answer.errno_name in _UNSURE)
+            return (unsure and self._begin_by_link(address, port, app, answered)) or answered(answer)
+
+        return self._handing.begin(address, port, handed) or self._begin_by_link(address, port, app, answered)
+
+    def _begin_by_link(
+        self, address: str, port: int, app: tuple[str, int], answered: Callable[[Flow | FlowRefused | LinkError], bool]
     ) -> bool:
         ssh = self._flows.ssh
         return ssh is not None and not ssh.closed.done() and ssh.begin_flow(address, port, app, answered)
@@ -211,6 +230,8 @@ class Supervisor:
     async def _set_up_control(self, ssh: Ssh) -> None:
         self._udp_channel = await ssh.open_udp(lambda message: self.on_datagram(message))
         self._control_channel = await ssh.open_control(self._on_message)
+        if self._handing is not None and not self._handing.live:
+            self._control_channel.send(control.Hand(self._handing.invite()))
 
     def _on_message(self, message: control.Message) -> None:
         match message:
@@ -234,7 +255,7 @@ class Supervisor:
     def _set_status(self, state: LinkState, why: str | None) -> None:
         via = self._flows.via if state == "connected" else None
         since = self._status.since if state == self._status.state else self._now()
-        status = LinkStatus(state, since, via, why)
+        status = LinkStatus(state, since, via, why, state == "connected" and self._handing is not None and self._handing.live)
         if status != self._status:
             self._status = status
             self._on_status(status)

@@ -50,7 +50,8 @@ class SessionStatus:
     """What is known of one session. `since` is the time of the last change of state, ISO 8601 in UTC ("2026-03-01T09:30:00Z").
 
     `ports` are the app's published ports; `agent` the agent's container; `holder` how SYNs are held ("nft", "iptables"; None:
-    accepted first); `warnings` what is degraded.
+    accepted first); `handed`: the app's new connections are handed to the agent itself, on the same engine, and go by no carrier;
+    `warnings` what is degraded.
     """
 
     id: str
@@ -63,6 +64,7 @@ class SessionStatus:
     ports: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     holder: str | None = None
+    handed: bool = False
     flows: int = 0
     app: str | None = None  # its key in `apps:`, else "app"
     container: str | None = None

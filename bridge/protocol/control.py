@@ -4,6 +4,7 @@
     agent         FactsTold  the target's network identity, after the bridge's Hello
     bridge        Ask        put one DNS message to a nameserver of the target's own
     agent         Answer     its answer, or the errno's name of why there is none
+    bridge        Hand       connections may be handed over (protocol/handing.py), to who says this token
 
 Versions: two peers of one major version work together, whatever the minor: unknown message types and unknown fields are ignored,
 so a newer peer must not depend on an answer to what the older one cannot know (`Hello.capabilities` says what it can).
@@ -74,7 +75,12 @@ class Answer:
     error: str | None = None
 
 
-Message = Hello | FactsTold | Ask | Answer
+@dataclass(frozen=True, slots=True)
+class Hand:
+    token: bytes
+
+
+Message = Hello | FactsTold | Ask | Answer | Hand
 
 
 def encode(message: Message) -> bytes:
@@ -88,6 +94,8 @@ def encode(message: Message) -> bytes:
             value = {"type": "ask", "id": number, "nameserver": nameserver, "query": _base64(query), "tcp": over_tcp}
         case Answer(number, answer, error):
             value = {"type": "answer", "id": number, "answer": _base64(answer), "error": error}
+        case Hand(token):
+            value = {"type": "hand", "token": _base64(token)}
     return json.dumps(value, separators=(",", ":")).encode()
 
 
@@ -105,6 +113,8 @@ def decode(body: bytes) -> Message | None:
         case "answer":
             error = maybe_text(value, "error", "control", most=_MAX_TEXT)
             return Answer(number(value, "id", "control"), _bytes(value, "answer"), error)
+        case "hand":
+            return Hand(_bytes(value, "token"))
         case str():
             return None
         case _:

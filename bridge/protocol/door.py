@@ -80,12 +80,16 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class LinkStatus:
-    """`since` is in seconds of the Unix epoch; `why` is the last error's words, kept while it matters."""
+    """`since` is in seconds of the Unix epoch; `why` is the last error's words, kept while it matters.
+
+    `handed`: connections are handed to the agent itself, which is on the same engine (engine/handing.py).
+    """
 
     state: LinkState
     since: float
     via: str | None = None
     why: str | None = None
+    handed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +182,13 @@ def _status(data: dict[str, Any]) -> Status:
     if link.get("state") not in _LINK_STATES:
         raise RemoteProtocolError("status: the link's state is not known")
     return Status(
-        LinkStatus(link["state"], seconds(link, "since", "status"), maybe_text(link, "via", "status"), maybe_text(link, "why", "status")),
+        LinkStatus(
+            link["state"],
+            seconds(link, "since", "status"),
+            maybe_text(link, "via", "status"),
+            maybe_text(link, "why", "status"),
+            link.get("handed") is True,
+        ),
         texts(data, "warnings", "status"),
         maybe_text(data, "holder", "status"),
         *(number(data, name, "status", 0) for name in ("flows", "flows_ever", "associations")),

@@ -19,6 +19,7 @@ from bridge.adapters.ssh import connect_ssh
 from bridge.engine.supervisor import Supervisor
 from bridge.model.facts import BridgeConfig
 from bridge.protocol.door import LinkStatus
+from bridge.sidecar.handing import open_handing
 from bridge.sidecar.serve import Bridge, Dial, Supervised
 
 
@@ -53,6 +54,7 @@ def _make_link(config: BridgeConfig, dial: Dial, on_status: Callable[[LinkStatus
         connect_ssh=connect_ssh,
         now=time.time,
         random=random.random,
+        handing=open_handing(),
     )
 
 

@@ -19,6 +19,7 @@ from bridge.adapters.docker import options
 from bridge.errors import SpecError
 from bridge.model.kernel import SETTINGS
 from bridge.model.wish import AppWish
+from bridge.protocol.handing import SOCKET
 
 Json = dict[str, Any]
 
@@ -26,11 +27,16 @@ VOLUME_IN_BRIDGE = "/mbridge/app"  # docker fills an empty named volume with wha
 VOLUME_IN_APP = "/mbridge"
 ENVIRON_FILE = "environ"
 SYSCTLS = {setting.name: setting.value for setting in SETTINGS}
+_HAND_FOLDER = str(Path(SOCKET).parent)
 _LOGS = {"Type": "json-file", "Config": {"max-size": "4m", "max-file": "1"}}
 
 
 def labels(session: str, role: str, owner: str) -> dict[str, str]:
     return {"mbridge.session": session, "mbridge.role": role, "mbridge.owner": owner}
+
+
+def volume_labels(session: str, owner: str) -> dict[str, str]:
+    return {"mbridge.session": session, "mbridge.owner": owner}
 
 
 def pause(image: str, wish: AppWish, hostname: str | None, marks: Mapping[str, str], aliases: Sequence[str]) -> Json:
@@ -78,9 +84,18 @@ def without_ipv6(body: Json) -> Json:
     return {**body, "HostConfig": {**host, "Sysctls": kept}}
 
 
-def bridge(image: str, pause_name: str, volume: str, run_folder: Path | None, marks: Mapping[str, str], log: str | None = None) -> Json:
+def bridge(
+    image: str,
+    pause_name: str,
+    volume: str,
+    hand_volume: str | None,
+    run_folder: Path | None,
+    marks: Mapping[str, str],
+    log: str | None = None,
+) -> Json:
     """`run_folder`: where the door's socket is to appear on this machine; None where the engine has other files than we.
 
+    `hand_volume`: shared with an agent on the same engine (docs/design/003-handing.md).
     `log`: "debug" for a line of each flow (docs/logging.md).
     """
     return {
@@ -90,7 +105,7 @@ def bridge(image: str, pause_name: str, volume: str, run_folder: Path | None, ma
         "Labels": dict(marks),
         "HostConfig": {
             "NetworkMode": f"container:{pause_name}",
-            "Binds": [f"{volume}:{VOLUME_IN_BRIDGE}"],
+            "Binds": [f"{volume}:{VOLUME_IN_BRIDGE}", *([f"{hand_volume}:{_HAND_FOLDER}:nocopy"] if hand_volume else [])],
             # As a mount: for a bind that does not exist where the engine runs it refuses, instead of making a folder there
             "Mounts": [{"Type": "bind", "Source": str(run_folder), "Target": "/run/mbridge"}] if run_folder else [],
             "Tmpfs": {} if run_folder else {"/run/mbridge": "mode=0700,size=1m"},
@@ -144,7 +159,9 @@ def app(wish: AppWish, image: Json | None, pause_name: str, volume: str, marks: 
     return body
 
 
-def agent(image: str, target: str, public_key: str, ttl_s: int, listen: str, marks: Mapping[str, str]) -> Json:
+def agent(
+    image: str, target: str, public_key: str, ttl_s: int, listen: str, marks: Mapping[str, str], hand_volume: Json | None = None
+) -> Json:
     return {
         "Image": image,
         "Cmd": ["--listen", listen, "--key", public_key, "--ttl", str(ttl_s)],
@@ -156,10 +173,17 @@ def agent(image: str, target: str, public_key: str, ttl_s: int, listen: str, mar
             "SecurityOpt": ["no-new-privileges"],
             "ReadonlyRootfs": True,
             "Tmpfs": {"/run/mbridge": "mode=0700,uid=65532,gid=65532,size=1m"},
+            "Mounts": [hand_volume] if hand_volume else [],
             "LogConfig": _LOGS,
             "PidsLimit": 256,
         },
     }
+
+
+def hand_mount(volume: str, marks: Mapping[str, str]) -> Json:
+    """The agent's. It may be there before the volume is: then the engine makes that, with these labels."""
+    made = {"NoCopy": True, "Labels": dict(marks)}
+    return {"Type": "volume", "Source": volume, "Target": _HAND_FOLDER, "ReadOnly": True, "VolumeOptions": made}
 
 
 def reader(image: str, target: str, marks: Mapping[str, str]) -> Json:

@@ -57,7 +57,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Play]:
                     return "bridge:1"
 
                 monkeypatch.setattr(places, "own_engine", own_engine)
-                monkeypatch.setattr(places, "place_of", lambda wish, session="": world.place)
+                monkeypatch.setattr(places, "place_of", lambda wish, session="", hand_volume=None: world.place)
                 monkeypatch.setattr(hosting, "ensure", ensure)
                 await scenario(world)
                 world.assert_nothing_is_left()

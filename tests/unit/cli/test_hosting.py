@@ -208,7 +208,7 @@ def test_what_cannot_be_removed_is_named_and_kept_for_down(play: Play) -> None:
             return 0
 
         world.engine.programs["app:1"] = app
-        with pytest.raises(BridgeError, match=r"left: mbridge-\w+ \(volume is in use\)") as told:
+        with pytest.raises(BridgeError, match=r"left: mbridge-\w+-hand, mbridge-\w+ \(volume is in use\)") as told:
             await world.host()
         assert told.value.exit_code == 7
         (folder,) = sessions.all_sessions()
