@@ -31,7 +31,11 @@ class Arrival:
 
 
 class Listener:
-    """A TCP listener on 127.0.0.1 and ::1 with one port number. `open()` binds."""
+    """A TCP listener on 127.0.0.1 and ::1 with one port number. `open()` binds.
+
+    What it accepts is bound to the loopback device, and stays so (SO_BINDTODEVICE, socket(7)): such a socket may be handed to the
+    agent, who could disconnect it and connect it anew from here, to the developer's own network.
+    """
 
     def __init__(self) -> None:
         self.port = 0
@@ -40,6 +44,7 @@ class Listener:
     def open(self) -> None:
         self.sockets, self.port = _pair(socket.SOCK_STREAM)
         for sock in self.sockets:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
             sock.listen(_BACKLOG)
 
     def close(self) -> None:

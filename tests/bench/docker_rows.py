@@ -19,19 +19,29 @@ def bulk(scene: Scene) -> Iterable[Row]:
 
 
 def _bulk(scene: Scene, direction: str) -> Iterable[Row]:
-    ways = {"mbridge": (scene.mbridge, BULK), "ssh -L": (scene.ssh, BULK), "sshuttle": (scene.sshuttle, SHUTTLE_BULK)}
+    ours = (scene.mbridge, scene.carried)
+    sizes = {way.name: (way, BULK) for way in (*ours, scene.ssh)} | {scene.sshuttle.name: (scene.sshuttle, SHUTTLE_BULK)}
 
     def sample(way: Way, size: int) -> Callable[[], float]:
         return lambda: size / 1e6 / way.metered(direction, size / GB, size=size)
 
-    rates = alternate(5, {name: sample(*one) for name, one in ways.items()})
-    costs = {name: way.costs() for name, (way, _) in ways.items()}
-    told = {name: f"{name} {number(median(rates[name]))} MB/s (CPU s/GB: {costs[name]})" for name in ways}
-    for peer, must, goal in (("ssh -L", 0.9, 1.2), ("sshuttle", 20, 25)):
-        what = f"bulk {direction}, one flow, against {peer}"
-        detail = f"{told['mbridge']}; {told[peer]}"
-        value = ratio(rates["mbridge"], rates[peer])
-        yield Row(f"bulk-{direction}-{peer.split()[0]}", what, value, "×", must, goal, detail, at_least=True)
+    rates = alternate(5, {name: sample(*one) for name, one in sizes.items()})
+    costs = {name: way.costs() for name, (way, _) in sizes.items()}
+    told = {name: f"{name} {number(median(rates[name]))} MB/s (CPU s/GB: {costs[name]})" for name in sizes}
+    for way in ours:
+        for peer, must, goal in (("ssh -L", 0.9, 1.2), ("sshuttle", 20, 25)):
+            what = f"bulk {direction}, one flow{_by(scene, way)}, against {peer}"
+            value = ratio(rates[way.name], rates[peer])
+            name = f"bulk-{direction}{_suffix(scene, way)}-{peer.split()[0]}"
+            yield Row(name, what, value, "×", must, goal, f"{told[way.name]}; {told[peer]}", at_least=True)
+
+
+def _by(scene: Scene, way: Way) -> str:
+    return f" {way.name}" if way is scene.carried else ""
+
+
+def _suffix(scene: Scene, way: Way) -> str:
+    return "-carried" if way is scene.carried else ""
 
 
 def latency(scene: Scene) -> Iterable[Row]:
@@ -41,11 +51,13 @@ def latency(scene: Scene) -> Iterable[Row]:
         def sample(way: Way, function: str = function, count: int = count) -> Callable[[], float]:
             return lambda: median(way.metered(function, count, count=count)) * 1e6
 
-        taken = alternate(7, {way.name: sample(way) for way in (scene.mbridge, scene.ssh)})
-        detail = "; ".join(
-            f"{way.name} {number(median(taken[way.name]))} µs (CPU µs each: {way.costs(1e6)})" for way in (scene.mbridge, scene.ssh)
-        )
-        yield Row(name, f"{what}, against ssh -L", ratio(taken["mbridge"], taken["ssh -L"]), "×", must, goal, detail)
+        ways = (scene.mbridge, scene.carried, scene.ssh)
+        taken = alternate(7, {way.name: sample(way) for way in ways})
+        told = {way.name: f"{way.name} {number(median(taken[way.name]))} µs (CPU µs each: {way.costs(1e6)})" for way in ways}
+        for way in ways[:2]:
+            said = f"{what}{_by(scene, way)}, against ssh -L"
+            value = ratio(taken[way.name], taken["ssh -L"])
+            yield Row(f"{name}{_suffix(scene, way)}", said, value, "×", must, goal, f"{told[way.name]}; {told['ssh -L']}")
 
 
 ROWS: dict[str, Callable[[Scene], Iterable[Row]]] = {

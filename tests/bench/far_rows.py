@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from statistics import median
 
 from tests.bench.figures import Row, alternate, number, percentile, ratio
-from tests.bench.scene import HERE, PORT, TRAFFIC, Scene, Way
+from tests.bench.scene import BY_CARRIER, HERE, PORT, TRAFFIC, Scene, Way
 from tests.container.conftest import bridged
 from tests.lab.dockerlab import wait_ready
 
@@ -40,7 +40,7 @@ def far(scene: Scene) -> Iterable[Row]:
     program = ["python3", "-c", TRAFFIC, "serve", f'{{"port": {PORT}}}']
     wait_ready(scene.lab.box("far", scene.lab.lab_image, program, network=f"container:{target.container.id}"))
     for round_trip_ms in (20, 80):
-        with slow_way(scene.lab.target_ip, round_trip_ms), bridged(scene.lab, scene.cli, f"docker/{target.name}") as app:
+        with slow_way(scene.lab.target_ip, round_trip_ms), bridged(scene.lab, scene.cli, f"docker/{target.name}", *BY_CARRIER) as app:
             ours = Way("mbridge", app, scene.traffic_ip, PORT, {"bridge": app.part("bridge"), "agent": app.part("agent")})
             raw = Way("raw TCP", scene.on_host, scene.lab.target_ip, PORT, {})
             yield from _bulk(ours, raw, round_trip_ms)

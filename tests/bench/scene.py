@@ -1,9 +1,11 @@
 """What is measured: the lab of the container tests, one bridged app, and the peers beside it, all on this machine.
 
-        app ── bridge ══ carrier ══ agent ──┐
+        app ── agent ───────────────────────┐
+        app ── bridge ══ carrier ══ agent ──┤
     host's netns: ssh -L ══════════ sshd ───┼─ (agent and sshd are in the target's netns) ──> traffic, a server in the lab
         sshuttle ══════════════════ sshd ───┘
 
+The first is what a user gets where app and target are on one engine (docs/design/003-handing.md), the second the same with `--via direct`.
 OpenSSH uses the cipher that mbridge uses, so that the tunnels are compared and not the ciphers.
 
 Limits: a local engine on Linux, root (CPU times are read from /proc of other users' processes).
@@ -38,6 +40,7 @@ HERE = Path(__file__).parent
 TRAFFIC = (HERE / "traffic.py").read_text()
 SSHUTTLE = "sshuttle==1.3.2"
 PORT, SSHD_PORT, FORWARD_PORT = 7100, 2222, 17100
+BY_CARRIER = ("--via", "direct")
 _IMAGE = "mbridge-test-peers:bench"
 _QUIET_SSH = ("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-c", "aes128-gcm@openssh.com")
 
@@ -164,6 +167,13 @@ class Scene:
         self.say(f"mbridge run {target}")
         return self._stack.enter_context(bridged(self.lab, self.cli, target))
 
+    @cached_property
+    def carried_app(self) -> App:
+        """With a target of its own, of the same network."""
+        target = self._stack.enter_context(self.lab.another_target(61))
+        self.say(f"mbridge run --via direct docker/{target.name}")
+        return self._stack.enter_context(bridged(self.lab, self.cli, f"docker/{target.name}", *BY_CARRIER))
+
     @contextlib.contextmanager
     def another_app(self) -> Iterator[App]:
         """A session of its own, with a target of its own."""
@@ -186,6 +196,11 @@ class Scene:
     @cached_property
     def mbridge(self) -> Way:
         return Way("mbridge", self.app, self.traffic_ip, PORT, {"bridge": self.bridge, "agent": self.agent})
+
+    @cached_property
+    def carried(self) -> Way:
+        app = self.carried_app
+        return Way("by the direct carrier", app, self.traffic_ip, PORT, {part: app.part(part) for part in ("bridge", "agent")})
 
     @cached_property
     def ssh(self) -> Way:

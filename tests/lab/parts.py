@@ -84,14 +84,19 @@ class Host:
 
 
 class Agent:
-    """The real agent's process in the target's netns, with the target's /etc and host name."""
+    """The real agent's process in the target's netns, with the target's /etc and host name.
 
-    def __init__(self, netns: Netns, folder: Path, facts: Facts, key: asyncssh.SSHKey) -> None:
+    `hand`: the folder that it shares with a bridge.
+    """
+
+    def __init__(self, netns: Netns, folder: Path, facts: Facts, key: asyncssh.SSHKey, hand: Path | None = None) -> None:
         self.private_key = key.export_private_key().decode()
         self._netns = netns
         for name, text in (("agent-resolv.conf", facts.resolv_conf), ("agent-hosts", facts.hosts)):
             (folder / name).write_text(text)
         steps = [f"mount --bind {folder}/agent-{name} /etc/{name}" for name in ("resolv.conf", "hosts")]
+        if hand is not None:
+            steps += ["mount -t tmpfs none /run", "mkdir /run/mbridge-hand", f"mount --bind -o ro {hand} /run/mbridge-hand"]
         steps += [f"hostname {facts.hostname}", 'exec "$@"']
         serve = [sys.executable, "-m", "bridge.agent", "--listen", "loopback", "--key", key.export_public_key().decode().strip()]
         self._log = (folder / "agent.log").open("ab")

@@ -97,6 +97,7 @@ class World:
         self.facts = facts
         self.hold = hold
         self.link = link
+        self.hand = folder / "hand" if link == "handed" else None
         self.agent: Agent | None = None
         self.key = asyncssh.generate_private_key("ssh-ed25519")
         self.config = BridgeConfig("abcdef", "docker/orders", "KEY", "ssh-ed25519 AAAA", "00" * 8, rules, loopback)
@@ -141,8 +142,11 @@ class World:
         for name, text in (("resolv.conf", "nameserver 172.30.0.1\n"), ("hosts", "127.0.0.1 localhost\n172.30.0.2 own-name\n")):
             (self.folder / name).write_text(text)
         mounts = [f"mount --bind {self.folder}/{name} /etc/{name}" for name in ("resolv.conf", "hosts")]
-        if self.link == "real":
+        if self.link != "fake":
             mounts += ["mount -t tmpfs none /run", "mkdir /run/mbridge", f"mount --bind {self.folder} /run/mbridge"]
+        if self.hand is not None:
+            self.hand.mkdir()
+            mounts += ["mkdir /run/mbridge-hand", f"mount --bind {self.hand} /run/mbridge-hand"]
         self.pause = subprocess.Popen(
             ["nsenter", f"--net={self.ses.path}", "unshare", "-m", "sh", "-c", f"{' && '.join(mounts)} && echo up && exec sleep 100000"],
             stdout=subprocess.PIPE,
@@ -151,14 +155,14 @@ class World:
         assert self.pause.stdout is not None
         assert self.pause.stdout.readline() == b"up\n"
         self._stack.callback(self.pause.stdout.close)
-        if self.link == "real":
+        if self.link != "fake":
             self.start_agent()
 
     def start_agent(self) -> None:
         """An agent (a new one, if there was one) in the target."""
         if self.agent is not None:
             self.agent.close()
-        self.agent = Agent(self.tgt, self.folder, self.facts, self.key)
+        self.agent = Agent(self.tgt, self.folder, self.facts, self.key, self.hand)
         self._stack.callback(self.agent.close)
         private_key, host_key, agent_id = self.agent.private_key, self.agent.host_key, self.agent.agent_id
         self.config = dataclasses.replace(self.config, private_key=private_key, host_key=host_key, agent_id=agent_id)
@@ -167,7 +171,7 @@ class World:
         """A bridge (a new one, if there was one) wires the session."""
         facts = json.dumps(self.facts.to_json())
         script = [str(HERE / "fake_sidecar.py"), str(self.door), self.tgt.path, facts, *([] if self.hold else ["no-hold"])]
-        if self.link == "real":
+        if self.link != "fake":
             script = ["-m", "bridge.sidecar"]
         self.door.unlink(missing_ok=True)
         with self.log.open("ab") as log:
@@ -189,6 +193,8 @@ class World:
         self._stack.callback(self.host.close)
         self.host.send(door.Configure(self.config))
         self.ready = self.host.until(door.Ready)
+        if self.hand is not None:
+            self.host.until(door.Status, lambda status: status.link.handed)
 
     def _path(self) -> str:
         """Where the real bridge is to find no packet queue, it gets an nft that knows no `queue`, and no iptables."""
@@ -231,7 +237,11 @@ class World:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Each test runs over both links, unless its mark `links` or its module's LINKS names others."""
+    """Each test runs over two links, unless its mark `links` or its module's LINKS names others.
+
+    fake     the bridge's process dials in the target by itself      real     a real agent, by SSH
+    handed   a real agent, which the app's connections are handed to
+    """
     if "world" in metafunc.fixturenames:
         marker = metafunc.definition.get_closest_marker("links")
         links = marker.args if marker is not None else getattr(metafunc.module, "LINKS", ("fake", "real"))

@@ -9,7 +9,7 @@ import pytest
 
 from bridge.protocol import door
 
-LINKS = ("real",)
+LINKS = ("real", "handed")
 
 
 def _another_agent(world) -> None:

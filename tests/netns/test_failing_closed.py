@@ -14,6 +14,7 @@ import pytest
 
 from bridge.protocol import door
 
+LINKS = ("fake", "real", "handed")
 EVERYWHERE = ["10.77.0.9", "10.78.0.1", "203.0.113.7", "fd77::9", "2001:db8::7"]
 
 

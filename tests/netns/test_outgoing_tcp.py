@@ -15,6 +15,7 @@ import pytest
 
 from tests.lab.netns import enter
 
+LINKS = ("fake", "real", "handed")
 RESET = struct.pack("ii", 1, 0)
 
 

@@ -17,6 +17,7 @@ RULES = (
     {"to": "far.shop.svc:7000", "verdict": "cluster"},
 )
 LOOPBACK = (7000,)
+LINKS = ("fake", "real", "handed")
 
 
 @pytest.fixture(autouse=True)

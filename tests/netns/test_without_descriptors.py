@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.netns.conftest import PORT, SERVER, WAIT_S, World
 
-LINKS = ("real",)
+LINKS = ("real", "handed")
 
 
 @contextlib.contextmanager

@@ -1,0 +1,154 @@
+"""Where bridge and agent share a folder the app's connections are the agent's: what each holds then, and what becomes of it at an end."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from bridge.protocol import door
+from tests.lab.boxes import eventually
+
+LINKS = ("handed",)
+_MANY = 40
+_PIDFD_GETFD = 438  # of every architecture (pidfd_getfd(2)); Python has no call for it
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def _settles(pid: int, count: int) -> None:
+    eventually(lambda: _descriptors(pid), until=lambda now: now == count, limit_s=10)
+
+
+def test_the_bridge_holds_none_of_the_apps_connections_and_the_agent_has_both_ends_of_each(world) -> None:
+    def connect() -> socket.socket:
+        app = world.ses.connect("10.77.0.9", 7000)
+        assert app.recv(100) == b"cluster 10.77.0.3\n"
+        return app
+
+    before = {"bridge": _descriptors(world.bridge.pid), "agent": _descriptors(world.agent.process.pid)}
+    with ExitStack() as stack:
+        for _ in range(_MANY):
+            stack.enter_context(world.ses.run(connect))
+        _settles(world.bridge.pid, before["bridge"])
+        _settles(world.agent.process.pid, before["agent"] + 2 * _MANY)
+        status = world.host.until(door.Status, lambda status: status.flows == _MANY)
+        assert status.link.handed
+    world.host.until(door.Status, lambda status: status.flows == 0)
+    _settles(world.agent.process.pid, before["agent"])
+
+
+def test_the_link_being_cut_for_good_does_not_touch_what_is_handed(world) -> None:
+    """The carriers go by the host: a session without one has its flows all the same."""
+    with world.ses.connect("10.77.0.9", 7000) as app:
+        assert app.recv(100) == b"cluster 10.77.0.3\n"
+        world.host.close()
+        app.sendall(b"still here")
+        assert app.recv(100) == b"still here"
+        world.take_over()
+
+
+def test_what_a_server_says_before_the_app_has_arrived_is_not_lost(world) -> None:
+    with world.clu.listen("10.77.0.9", 8100) as listener, ThreadPoolExecutor() as threads:
+
+        def greet() -> None:
+            for _ in range(_MANY):
+                sock, _ = listener.accept()
+                with sock:
+                    sock.sendall(b"220 ready\r\n" * 1000)
+
+        served = world.clu.submit(greet)
+        said = threads.map(lambda _: world.ses.run(_read_all, "10.77.0.9", 8100), range(_MANY))
+        assert set(said) == {b"220 ready\r\n" * 1000}
+        served.result(10)
+
+
+def _read_all(address: str, port: int) -> bytes:
+    with socket.create_connection((address, port), 10) as app:
+        said = b""
+        while piece := app.recv(65536):
+            said += piece
+        return said
+
+
+def test_a_bridge_that_is_killed_resets_both_ends(world) -> None:
+    with world.clu.listen("10.77.0.9", 8101) as listener:
+        accepted = world.clu.submit(lambda: listener.accept()[0])
+        with world.ses.connect("10.77.0.9", 8101) as app, accepted.result(10) as server:
+            app.sendall(b"x")
+            assert server.recv(1) == b"x"
+            world.kill_bridge()
+            for end in (app, server):
+                end.settimeout(10)
+                with pytest.raises(ConnectionResetError):
+                    end.recv(1)
+    world.start()
+    with world.ses.connect("10.77.0.9", 7000) as app:
+        assert app.recv(100) == b"cluster 10.77.0.3\n"
+
+
+def test_what_is_handed_over_leads_nowhere_but_to_the_sessions_loopback(world) -> None:
+    """Who had taken the agent over would hold sockets of the session's namespace: they must not reach the developer's network."""
+    with world.ses.connect("10.77.0.9", 7000) as app:
+        assert app.recv(100) == b"cluster 10.77.0.3\n"
+        with _taken_from(world.agent.process.pid, app.getsockname()) as handed:
+            unspecified = struct.pack("H14x", socket.AF_UNSPEC)
+            assert _libc.connect(handed.fileno(), unspecified, len(unspecified)) == 0  # connect(2): dissolves the association
+            handed.setsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT, 1)
+            handed.settimeout(10)
+            with pytest.raises(TimeoutError):  # after 3 s, the kernel's: its SYNs went into the loopback device
+                handed.connect(("172.30.0.1", 7000))
+            assert _as_the_agents_user(lambda: handed.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"")) == errno.EPERM
+    with world.ses.connect("172.30.0.1", 7000) as twin:  # which any other socket of that namespace reaches
+        assert twin.recv(100).startswith(b"dev ")
+
+
+def _taken_from(pid: int, app: tuple[str, int]) -> socket.socket:
+    """A duplicate of the agent's descriptor whose peer is the app (pidfd_getfd(2))."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            fd = _libc.syscall(_PIDFD_GETFD, pidfd, int(name), 0)
+            assert fd >= 0
+            with contextlib.suppress(OSError):  # no socket, or one without a peer
+                if socket.socket(fileno=os.dup(fd)).getpeername() == app:
+                    return socket.socket(fileno=fd)
+            os.close(fd)
+    finally:
+        os.close(pidfd)
+    raise AssertionError("the agent has no connection of the app's")
+
+
+def _as_the_agents_user(attempt: Callable[[], None]) -> int:
+    """The errno that a process without capabilities gets, 0 if none."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setresuid(65532, 65532, 65532)
+            attempt()
+        except OSError as exc:
+            os._exit(exc.errno or 255)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_whoever_else_finds_the_socket_is_told_nothing_and_hung_up_on(world) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
+        stranger.settimeout(10)
+        stranger.connect(str(Path(world.hand) / "bridge.sock"))
+        stranger.send(b"H" + b"\0" * 32)
+        assert stranger.recv(512) == b""
+    with world.ses.connect("10.77.0.9", 7000) as app:
+        assert app.recv(100) == b"cluster 10.77.0.3\n"
