@@ -1,12 +1,12 @@
 """One session, from its wish to its undo, in the host process.
 
 Theory of operation: nothing is changed before the target is found and the plan is on disk. Then two chains run side by side: the
-agent beside the target, and on the developer's engine volume, pause, bridge and the app's container, not started. The bridge is
+agent beside the target, and on the developer's engine pause, bridge and the app's container, not started. The bridge is
 configured with the agent's key and wires the netns; when it says `ready`, the app starts, in a namespace that is wired already.
 
-    find ─ images ─ journal ─┬─ agent ──────────────────────────────┐
-                             ├─ folder, volume, pause, bridge, app ─┼─ configure ─ ready ─ start app ─ serve ─ undo
-                             └─ environment of the target ──────────┘
+    find ─ images ─ journal ─ volumes ─┬─ agent ──────────────────────┐
+                                       ├─ folder, pause, bridge, app ─┼─ configure ─ ready ─ start app ─ serve ─ undo
+                                       └─ environment of the target ──┘
 
 A signal before the app runs cancels the start and undoes what was made; afterwards it is the app's (`run`), or ends the session
 (`up`; and `down`, by a signal of its own). `up` takes over a session whose host process was killed: the same plan is applied
@@ -197,9 +197,11 @@ class _Hosting:
 
     async def _made_and_served(self, plan: Plan, world: World, private_key: str, public_key: str, adopted: bool) -> int:
         by_role = containers(plan.steps)
+        volumes = [op for op in plan.steps if isinstance(op, Volume)]
         agent_steps = [op for op in plan.steps if isinstance(op, Agent)]
-        own_steps = [op for op in plan.steps if not isinstance(op, Agent) and op != Start(by_role["app"].name)]
+        own_steps = [op for op in plan.steps if not isinstance(op, Agent | Volume) and op != Start(by_role["app"].name)]
         environ: asyncio.Task[bytes] | None = None
+        await up.apply(volumes, world, self._made)  # before either chain: the engine itself would make what a container mounts, unmarked
         async with _first_error() as group:
             group.create_task(self._apply("agent", agent_steps, world), name="agent")
             group.create_task(self._apply("network", own_steps, world), name="network")
