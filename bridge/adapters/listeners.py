@@ -31,20 +31,16 @@ class Arrival:
 
 
 class Listener:
-    """A TCP listener on 127.0.0.1 and ::1 with one port number. `open()` binds.
-
-    What it accepts is bound to the loopback device, and stays so (SO_BINDTODEVICE, socket(7)): such a socket may be handed to the
-    agent, who could disconnect it and connect it anew from here, to the developer's own network.
-    """
+    """A TCP listener on 127.0.0.1 and ::1 with one port number. `open()` binds. What it accepts has its options (prepare) and its mark."""
 
     def __init__(self) -> None:
         self.port = 0
         self.sockets: list[socket.socket] = []
 
-    def open(self) -> None:
+    def open(self, mark: int) -> None:
         self.sockets, self.port = _pair(socket.SOCK_STREAM)
         for sock in self.sockets:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
             sock.listen(_BACKLOG)
 
     def close(self) -> None:

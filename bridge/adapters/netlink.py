@@ -37,7 +37,7 @@ from bridge.model.rules import Route, Verdict
 log = logging.getLogger(__name__)
 
 TABLE = 0x6D62
-MARK_SELF, MARK_REPLY = 0x6D620010, 0x6D620011
+MARK_SELF, MARK_REPLY, MARK_ACCEPTED = 0x6D620010, 0x6D620011, 0x6D620012
 PRIORITY_FIRST, PRIORITY_LAST = 100, 20200
 PRIORITY_NETWORKS, PRIORITY_NAMES, PRIORITY_MACHINE = 20000, 20010, 20011
 PRIORITY_CLOSED, PRIORITY_ENGINE, PRIORITY_CLUSTER = 20080, 20090, 20100
@@ -183,6 +183,8 @@ class _Routes:
             own = [str(interface.ip) for interface in interfaces if interface.version == version]
             self._table(family, index, own[0] if own else None)
             self._rule(family, PRIORITY_FIRST, fwmark=MARK_SELF, table=_MAIN)
+            # What the listener accepted may be in the agent's hands: the app, by the local table, is all that it ever leads to
+            self._rule(family, PRIORITY_FIRST + 5, fwmark=MARK_ACCEPTED, action=_FR_ACT_UNREACHABLE)
             self._rule(family, PRIORITY_FIRST + 10, fwmark=MARK_REPLY, table=_MAIN)
             for sent in _SENT[family]:
                 self._rule(family, PRIORITY_CLOSED, table=TABLE, **sent)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from bridge.engine.needs import Channel
-from bridge.engine.relay import join, prepare
+from bridge.engine.relay import AHEAD_BYTES, join, prepare
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +44,8 @@ class Dialler:
         self._on_change = on_change
         self._lookups = 0
 
-    def dial(self, channel: Asked, address: str, port: int) -> None:
-        """Accept or refuse `channel` once it is known."""
+    def dial(self, channel: Asked, address: str, port: int, ahead: int = AHEAD_BYTES) -> None:
+        """Accept or refuse `channel` once it is known. `ahead`: as engine/relay.py's `join` has it."""
         if self.flows >= MOST_FLOWS:
             channel.refuse("ENOBUFS")
             return
@@ -55,16 +55,16 @@ class Dialler:
             self._on_change()
         family = _family(address)
         if family is not None:
-            _Dial(self, self._loop, channel, [(family, (address, port))]).start()
+            _Dial(self, self._loop, channel, [(family, (address, port))], ahead).start()
         else:
-            self._look_up(channel, address, port)
+            self._look_up(channel, address, port, ahead)
 
     def ended(self) -> None:
         self.flows -= 1
         if not self.flows:
             self._on_change()
 
-    def _look_up(self, channel: Asked, name: str, port: int) -> None:
+    def _look_up(self, channel: Asked, name: str, port: int, ahead: int) -> None:
         if self._lookups >= _LOOKUPS:
             self.ended()
             channel.refuse("EAGAIN")
@@ -79,7 +79,7 @@ class Dialler:
             except (OSError, ValueError, asyncio.CancelledError):  # ValueError: what is no name, in any alphabet
                 places = []
             if places:
-                _Dial(self, self._loop, channel, places).start()
+                _Dial(self, self._loop, channel, places, ahead).start()
             else:
                 self.ended()
                 channel.refuse("EHOSTUNREACH")
@@ -91,12 +91,18 @@ class _Dial:
     """One flow being opened. Until then it is the channel's sink, to hear when the link is lost meanwhile."""
 
     def __init__(
-        self, dialler: Dialler, loop: asyncio.AbstractEventLoop, channel: Asked, places: list[tuple[int, tuple[str, int]]]
+        self,
+        dialler: Dialler,
+        loop: asyncio.AbstractEventLoop,
+        channel: Asked,
+        places: list[tuple[int, tuple[str, int]]],
+        ahead: int,
     ) -> None:
         self._dialler = dialler
         self._loop = loop
         self._channel = channel
         self._places = places
+        self._ahead = ahead
         self._sock: socket.socket | None = None
         self._over = False
 
@@ -141,7 +147,7 @@ class _Dial:
         assert sock is not None
         self._over = True
         self._channel.accept()
-        join(self._loop, sock, self._channel, self._flow_ended, has_spoken=False)
+        join(self._loop, sock, self._channel, self._flow_ended, has_spoken=False, ahead=self._ahead)
 
     def _flow_ended(self, sent: int, received: int, how: str) -> None:
         self._dialler.ended()

@@ -75,7 +75,7 @@ class Hand:
         match message:
             case wire.Dial(number, address, port) if sock is None and number not in self._flows:
                 flow = self._flows[number] = _Flow(self, number)
-                self._dialler.dial(flow.far, address, port)
+                self._dialler.dial(flow.far, address, port, ahead=0)
             case wire.Take(number) if number in self._flows:
                 self._flows[number].take(self._loop, sock)
             case wire.Abort(number) if sock is None:
@@ -118,7 +118,7 @@ class _Flow:
             self._ended(0, 0, "RESET: its descriptor was lost")
             return
         sock.setblocking(False)
-        self._reset = join(loop, sock, self._near, self._ended)
+        self._reset = join(loop, sock, self._near, self._ended, ahead=0)
 
     def abort(self, why: str) -> None:
         if self._reset is not None:

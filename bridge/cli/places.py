@@ -40,7 +40,7 @@ def shares_engine(wish: SessionWish) -> bool:
     """Whether app and target are on one engine, and the user wishes for no carrier by name: then connections are handed over."""
     if wish.via != "auto" or not isinstance(wish.target, DockerTarget | ComposeTarget):
         return False
-    return find_endpoint(wish.docker_context, os.environ) == find_endpoint(None, os.environ)
+    return find_endpoint(wish.docker_context, os.environ).same_engine(find_endpoint(None, os.environ))
 
 
 def to_json(wish: SessionWish) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Theory of operation: a non-blocking socket under the loop's own readers and writ
 all bytes of all flows pass here. Each direction ends by itself (half-close); the flow ends when both have.
 
     app ── recv_into ──> channel.write       paused while the channel's window is full
-    app <── send ─────── on_data             what the socket does not take is kept; past 256 KiB the channel is paused
+    app <── send ─────── on_data             what the socket does not take is kept; past `ahead` bytes the channel is paused
     FIN of the app → write_eof · EOF of the cluster → shutdown, once all is sent
     RST of the app → channel.abort · reset of the channel → close with SO_LINGER of 0, which sends a RST (socket(7))
 
@@ -14,7 +14,9 @@ an app must never take half an answer for a whole one.
 An urgent byte (MSG_OOB) is not passed on, but the stream round it is: the cluster reads what it would read with SO_OOBINLINE
 off. MSG_PEEK is the app's kernel's own affair.
 
-Limits: a RST of the app that comes after its own FIN is noticed when there is something to send to it.
+Limits: what is kept for sockets that take nothing is bounded by the channels' windows; where there are none (`ahead` of 0, a far end in
+this very process) by one piece a flow, and pieces are of 4 KiB from the moment that all pumps keep 16 MiB. A RST of the app that
+comes after its own FIN is noticed when there is something to send to it.
 """
 
 from __future__ import annotations
@@ -29,13 +31,15 @@ from collections.abc import Callable
 from bridge.engine.needs import Channel
 
 _BUFFER_BYTES = 256 << 10
-_HIGH_BYTES, _LOW_BYTES = 256 << 10, 64 << 10
+AHEAD_BYTES, _LOW_BYTES = 256 << 10, 64 << 10
+_MUCH_KEPT_BYTES, _SMALL_BYTES = 16 << 20, 4 << 10
 _MAX_PIECES = 64  # of one sendmsg; IOV_MAX is 1024
 
 _RESET_AT_CLOSE, _NO_LINGER = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
 
 # Shared by all flows: the loop has one thread, and what was read is copied out before the callback ends.
 _buffer = memoryview(bytearray(_BUFFER_BYTES))
+_small_buffer = _buffer[:_SMALL_BYTES]
 
 Ended = Callable[[int, int, str], None]
 
@@ -46,15 +50,28 @@ def prepare(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
 
 
+class _Kept:
+    """Bytes that all pumps of this process keep for their sockets."""
+
+    bytes = 0
+
+
 def join(
-    loop: asyncio.AbstractEventLoop, sock: socket.socket, channel: Channel, ended: Ended, *, has_spoken: bool = True
+    loop: asyncio.AbstractEventLoop,
+    sock: socket.socket,
+    channel: Channel,
+    ended: Ended,
+    *,
+    has_spoken: bool = True,
+    ahead: int = AHEAD_BYTES,
 ) -> Callable[[str], None]:
     """Pump until both sides have ended; the socket, a `prepare`d one, and the channel are the pump's own from now on.
 
     `ended(sent, received, how)` is called once, with the bytes that went out to and came in from the cluster. `has_spoken`: the
-    socket's peer mostly has sent something by now. Returns what resets both ends, for the reason given.
+    socket's peer mostly has sent something by now. `ahead`: bytes of the cluster's that may be kept for the socket before the channel
+    is paused. Returns what resets both ends, for the reason given.
     """
-    pump = _Pump(loop, sock, channel, ended)
+    pump = _Pump(loop, sock, channel, ended, ahead)
     pump.start(has_spoken)
     return pump.reset
 
@@ -63,6 +80,7 @@ class _Pump:
     """A needs.Sink over one socket."""
 
     __slots__ = (
+        "_ahead",
         "_app_ended",
         "_channel",
         "_channel_full",
@@ -83,12 +101,13 @@ class _Pump:
         "_writing",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, channel: Channel, ended: Ended) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, channel: Channel, ended: Ended, ahead: int) -> None:
         self._loop = loop
         self._sock = sock
         self._fd = sock.fileno()
         self._channel = channel
         self._ended = ended
+        self._ahead = ahead
         self._pending: deque[memoryview] = deque()
         self._pending_bytes = 0
         self._sent = self._received = 0
@@ -116,7 +135,7 @@ class _Pump:
 
     def _readable(self) -> None:
         try:
-            size = self._sock.recv_into(_buffer)
+            size = self._sock.recv_into(_buffer if self._ahead or _Kept.bytes < _MUCH_KEPT_BYTES else _small_buffer)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:  # ECONNRESET, or a timeout of the kernel's
@@ -142,6 +161,7 @@ class _Pump:
             self._app_reset()
             return
         self._pending_bytes -= size
+        _Kept.bytes -= size
         while size:
             first = self._pending[0]
             if size < len(first):
@@ -149,7 +169,7 @@ class _Pump:
                 break
             size -= len(first)
             self._pending.popleft()
-        if self._channel_paused and self._pending_bytes <= _LOW_BYTES and not self._channel_lost:
+        if self._channel_paused and self._pending_bytes <= min(_LOW_BYTES, self._ahead) and not self._channel_lost:
             self._channel_paused = False
             self._channel.resume_reading()
         if not self._pending:
@@ -194,7 +214,8 @@ class _Pump:
         rest = memoryview(bytes(memoryview(data)[taken:]))  # the buffer is the caller's
         self._pending.append(rest)
         self._pending_bytes += len(rest)
-        if self._pending_bytes > _HIGH_BYTES and not self._channel_paused:
+        _Kept.bytes += len(rest)
+        if self._pending_bytes > self._ahead and not self._channel_paused:
             self._channel_paused = True
             self._channel.pause_reading()
         self._watch()
@@ -259,6 +280,7 @@ class _Pump:
         if self._writing:
             self._loop.remove_writer(self._fd)
         self._pending.clear()
+        _Kept.bytes -= self._pending_bytes
         if orderly:
             with contextlib.suppress(OSError):  # reset already
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)

@@ -27,6 +27,7 @@ from bridge.adapters import nft
 from bridge.adapters.engine_dns import RESOLVER, EngineDns, resolver_is_here
 from bridge.adapters.listeners import Listener, ResolverSockets, arrival, reset, resolver_sockets
 from bridge.adapters.netlink import (
+    MARK_ACCEPTED,
     MARK_REPLY,
     MARK_SELF,
     PRIORITY_CLOSED,
@@ -97,7 +98,7 @@ class Wired:
         self._kept = [*self.rules.adopt(standing, time.monotonic()), *names]
         tun_fd = open_tun(self.tun)
         await self._route(facts)
-        self._listener.open()
+        self._listener.open(MARK_ACCEPTED)
         self._start_outgoing(self._listener)
         self._start_dns()
         await self._redirect(facts)

@@ -60,6 +60,7 @@ def test_ctrl_c_undoes_all_through_ssh(lab: Lab, behind: Behind, cli: Cli) -> No
     run = cli.start("run", f"docker/{lab.target.name}", lab.programs_image, *IDLE)
     session = eventually(lambda: (found := cli.session(f"docker/{lab.target.name}")) and found["state"] == "ready" and found, limit_s=60)
     assert session["link"]["via"] == "exec"
+    assert session["handed"], "what is on one engine does not go by the developer's machine"
     (app,) = of_session(lab.client, session["id"], "app")
     eventually(lambda: b"idle" in app.logs())
     run.send_signal(signal.SIGINT)

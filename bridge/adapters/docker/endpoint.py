@@ -34,6 +34,10 @@ class Endpoint:
     verify: bool = True
     tls: bool = False
 
+    def same_engine(self, other: Endpoint) -> bool:
+        """Whether both lead to one engine, whoever named them. One that is reached by two addresses is taken for two."""
+        return replace(self, source="") == replace(other, source="")
+
     @property
     def is_unix(self) -> bool:
         return self.url.startswith("unix://")
