@@ -141,8 +141,10 @@ async def target_checks(place: Place) -> AsyncIterator[Check]:
     else:
         yield Check("target", True, f"{found.text} is {found.where}")
     try:
-        count = len(parse_environ(await place.environ()))
+        environ = await place.environ()
     except BridgeError as error:
         yield Check("environment", None, f"the target's environment cannot be read: {error.message}", error.hint)
     else:
-        yield Check("environment", True, f"{count} variables of the target's process can be read")
+        count = len(parse_environ(environ.raw))
+        said = environ.warning or f"{count} variables of the target's process can be read"
+        yield Check("environment", None if environ.warning else True, said)

@@ -109,7 +109,7 @@ class _Hosting:
     def __init__(self, wish: SessionWish, ui: Teller, manner: Manner, engine: Engine, folder: SessionFolder) -> None:
         self._wish, self._ui, self._manner, self._engine, self._folder = wish, ui, manner, engine, folder
         self._place: Place = places.place_of(wish, folder.id, _hand_volume(wish, folder.id))
-        self._place.on_warnings = self._on_place_warnings
+        self._place.on_warnings = self._on_warnings
         self._bridge_warnings: tuple[str, ...] = ()
         self._made: list[Op] = []
         self._signal: int | None = None
@@ -119,12 +119,16 @@ class _Hosting:
         self._tasks: set[asyncio.Task[None]] = set()
         self._warning: asyncio.TimerHandle | None = None
         self._waits: Callable[[str], None] | None = None  # for the first link: says why
+        kept = folder.status()  # of a session that is taken over: its app runs on with the environment that was read then
+        environ = kept.environ if kept is not None else None
         self._status = SessionStatus(
             folder.id,
             str(wish.target),
             State.STARTING,
             sessions.now(),
             ports=wish.app.ports,
+            warnings=(environ,) if environ is not None else (),
+            environ=environ,
             app=wish.app_name,
             container=_app_name(wish, folder.id),
         )
@@ -279,7 +283,11 @@ class _Hosting:
         """The launcher's file: the target's own environment, less what is excluded, then what the user sets."""
         app = self._wish.app
         window = terminal.size() if app.tty and self._manner.attach else None
-        chosen = choose(parse_environ(await self._place.environ()), self._wish.env)
+        environ = await self._place.environ()
+        if environ.warning is not None:
+            self._status = dataclasses.replace(self._status, environ=environ.warning)
+            self._on_warnings()
+        chosen = choose(parse_environ(environ.raw), self._wish.env)
         return envfile({**chosen, **options.environment(app, os.environb)}, window)
 
     # what is told
@@ -307,9 +315,10 @@ class _Hosting:
                     self._warning = asyncio.get_running_loop().call_later(_SLOW_START_S, self._ui.warn, said)
 
     def _warnings(self) -> tuple[str, ...]:
-        return (*self._place.warnings, *self._bridge_warnings)
+        environ = self._status.environ
+        return (*self._place.warnings, *((environ,) if environ is not None else ()), *self._bridge_warnings)
 
-    def _on_place_warnings(self) -> None:
+    def _on_warnings(self) -> None:
         """What the place does with less is told as it comes; `status` shows it for as long as it holds, as it shows the bridge's."""
         self._status = sessions.with_warnings(self._status, self._warnings(), self._ui.warn)
         self._folder.write_status(self._status)

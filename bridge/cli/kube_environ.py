@@ -17,7 +17,8 @@ from bridge.adapters.kube.api import Refused, Unreachable
 from bridge.adapters.kube.carriers import Carriers
 from bridge.adapters.kube.launching import Launcher
 from bridge.adapters.kube.targets import PodFound, container_status
-from bridge.errors import AgentFailed, BridgeError, ClusterError, Forbidden
+from bridge.errors import AgentFailed, ClusterError, Forbidden
+from bridge.model.environ import Environ
 
 log = logging.getLogger(__name__)
 Json = dict[str, Any]
@@ -30,14 +31,15 @@ class EnvironReader:
         self._launcher, self._carriers = launcher, carriers
         self._image, self._pull_policy, self._session = image, pull_policy, session
 
-    async def read(self, found: PodFound) -> tuple[bytes, BridgeError | None]:
-        """As /proc/PID/environ has it; where it is the spec's, also what refused the process's own. Raises Unreachable."""
+    async def read(self, found: PodFound) -> Environ:
+        """The process's own; where that is refused the spec's, with a warning. Raises Unreachable."""
         try:
             shared = found.pod["spec"].get("shareProcessNamespace")
             environ = None if shared else await self._by_exec(found)
-            return (await self._by_agent(found) if environ is None else environ), None
+            return Environ(await self._by_agent(found) if environ is None else environ)
         except (AgentFailed, Refused, Forbidden) as refused:
-            return _of_spec(found.pod, found.container), refused
+            warning = f"the environment is the pod spec's, not the process's own: {refused.message}"
+            return Environ(_of_spec(found.pod, found.container), warning)
 
     async def _by_exec(self, found: PodFound) -> bytes | None:
         """None where an agent may be able to; Forbidden where it would not be reached by exec either."""

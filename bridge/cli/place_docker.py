@@ -39,6 +39,7 @@ from bridge.engine.needs import TargetChange, Via
 from bridge.engine.up import untorn
 from bridge.engine.way_back import WayBack
 from bridge.errors import AgentFailed, BridgeError, HostError, HostKeyMismatch, LinkError, LinkLost, TargetNotFound
+from bridge.model.environ import Environ
 from bridge.model.facts import AgentIdentity, TargetFound
 from bridge.model.target import ComposeTarget, DockerTarget
 from bridge.protocol import preamble
@@ -150,20 +151,19 @@ class DockerPlace:
             raise AgentFailed(f"the agent {agent.name} has ended", hint="\n".join(last) or None)
         raise LinkLost("; ".join(faults))
 
-    async def environ(self) -> bytes:
+    async def environ(self) -> Environ:
         container = self._container or await self._found()
         here = await asyncio.to_thread(_own_proc, container)
         if here is not None:
-            return here
+            return Environ(here)
         image = self._agent_image or await ensure(self.engine, "agent", log.info)
         body = bodies.reader(image, container["Id"], bodies.labels(self._session, "agent", self._owner))
         try:
-            return await untorn(self._read_environ(body), name="read environ")
+            return Environ(await untorn(self._read_environ(body), name="read environ"))
         except HostError as exc:
-            self.warnings = (f"the environment is the container's settings, not the process's own: {exc.message}",)
-            log.warning("%s", self.warnings[0])
-            self.on_warnings()
-            return b"".join(entry.encode() + b"\0" for entry in container["Config"].get("Env") or ())
+            warning = f"the environment is the container's settings, not the process's own: {exc.message}"
+            log.warning("%s", warning)
+            return Environ(b"".join(entry.encode() + b"\0" for entry in container["Config"].get("Env") or ()), warning)
 
     async def watch(self) -> AsyncIterator[TargetChange]:
         task = asyncio.get_running_loop().create_task(self._follow_events(), name="target-events")

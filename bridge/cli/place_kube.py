@@ -48,6 +48,7 @@ from bridge.errors import (
     TargetNotFound,
     VersionMismatch,
 )
+from bridge.model.environ import Environ
 from bridge.model.facts import AgentIdentity, TargetFound
 from bridge.model.target import KubeTarget, Targetless
 from bridge.model.wish import SessionWish
@@ -56,7 +57,7 @@ from bridge.protocol import preamble
 log = logging.getLogger(__name__)
 Json = dict[str, Any]
 Progress = Callable[[str], None]
-_Topic = Literal["helper", "memory", "environment"]
+_Topic = Literal["helper", "memory"]
 CARRIERS: tuple[Via, ...] = ("port-forward", "exec")
 _DIAL_S = 5.0
 _MEMORY_LIMIT_S = 3.0  # for a look that may be done without
@@ -331,15 +332,15 @@ class KubePlace:
         self._memory.forget(pod["metadata"]["uid"])
         return AgentFailed(f"agent {container} in pod {name} has ended: {said or verdict}")
 
-    async def environ(self) -> bytes:
+    async def environ(self) -> Environ:
         if isinstance(self._target, Targetless):
-            return b""
+            return Environ(b"")
         async with self._asking():
             if self._found is None:
                 self._found = await self._look()
-            environ, refused = await self._environ.read(self._found)
-        if refused is not None:
-            self._warn("environment", f"the environment is the pod spec's, not the process's own: {refused.message}")
+            environ = await self._environ.read(self._found)
+        if environ.warning is not None:
+            log.warning("%s", environ.warning)
         return environ
 
     async def watch(self) -> AsyncGenerator[TargetChange, None]:

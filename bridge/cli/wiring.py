@@ -213,7 +213,7 @@ class Wiring:
         async def read() -> bytes:
             place = places.place_of(wish)
             await place.find()
-            return await place.environ()
+            return (await place.environ()).raw
 
         with ui.passing_on_warnings():
             return asyncio.run(read())

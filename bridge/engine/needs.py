@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 
 from bridge.engine.handing import HandedFlow
 from bridge.errors import LinkError
+from bridge.model.environ import Environ
 from bridge.model.facts import AgentIdentity, TargetFound
 from bridge.protocol import udp
 from bridge.protocol.control import FlowRefused as FlowRefused  # the adapters raise it too, and may not import the engine
@@ -130,8 +131,8 @@ class Place(Protocol):
         """
         ...
 
-    async def environ(self) -> bytes:
-        """The target process's own environment, as /proc/PID/environ (proc(5)): NAME=value, each ended by NUL."""
+    async def environ(self) -> Environ:
+        """The target process's own environment; where nothing may read it what its engine was told, with a warning."""
         ...
 
     def watch(self) -> AsyncIterator[TargetChange]:

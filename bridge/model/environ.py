@@ -33,6 +33,17 @@ _PLAIN = re.compile(r"[A-Za-z0-9_./:@%+,=-]*")
 
 
 @dataclass(frozen=True, slots=True)
+class Environ:
+    """A target's variables as /proc/PID/environ has them (proc(5)): NAME=value, each ended by NUL.
+
+    `warning`: what they are where the process's own could not be read. It holds for whatever was started with them.
+    """
+
+    raw: bytes
+    warning: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EnvWish:
     """`include` beats the default exclude list, `exclude` beats both; globs as in a shell. `set` is added last."""
 

@@ -51,7 +51,8 @@ class SessionStatus:
 
     `ports` are the app's published ports; `agent` the agent's container; `holder` how SYNs are held ("nft", "iptables"; None:
     accepted first); `handed`: the app's new connections are handed to the agent itself, on the same engine, and go by no carrier;
-    `warnings` what is degraded.
+    `warnings` what is degraded; `environ` that one of them which is about the app's environment: read once, it holds as long as the app,
+    whoever serves it.
     """
 
     id: str
@@ -63,6 +64,7 @@ class SessionStatus:
     agent: str | None = None
     ports: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    environ: str | None = None
     holder: str | None = None
     handed: bool = False
     flows: int = 0

@@ -34,10 +34,11 @@ def started(place: KubePlace, said: Callable[[str], None] = lambda _: None, key:
     return asyncio.run(start())
 
 
-def environ(namespace: Namespace, target: str, **wish: str) -> tuple[dict[bytes, bytes], list[str]]:
-    async def ask() -> tuple[dict[bytes, bytes], list[str]]:
+def environ(namespace: Namespace, target: str, **wish: str) -> tuple[dict[bytes, bytes], str | None]:
+    async def ask() -> tuple[dict[bytes, bytes], str | None]:
         async with ended(namespace.place(target, **wish)) as place:
-            return parse_environ(await place.environ()), place.warnings
+            found = await place.environ()
+            return parse_environ(found.raw), found.warning
 
     return asyncio.run(ask())
 
@@ -265,10 +266,10 @@ def test_K20_a_target_without_cat_or_shell_gives_its_environment_through_an_agen
     bare = container(command=["/usr/bin/python3", "-u", "/target.py"])
     bare["env"] = [{"name": "PATH", "value": "/nowhere"}, {"name": "BARE", "value": "yes"}]
     namespace.workload(pod={"containers": [bare]})
-    found, warnings = environ(namespace, "deploy/web")
+    found, warning = environ(namespace, "deploy/web")
     assert found[b"BARE"] == b"yes"
     assert found[b"FROM_IMAGE"] == b"image", "the image's part proves that it is not the spec's"
-    assert not warnings
+    assert warning is None
     (pod,) = namespace.pods("app=web")
     agent = next(c["name"] for c in pod["spec"]["ephemeralContainers"])
     assert "BARE" not in namespace.kubectl("logs", pod["metadata"]["name"], "-c", agent), "values never reach a log"
@@ -321,9 +322,9 @@ def bare(**context: Any) -> Json:
 def test_K08_K24_the_environment_comes_on_the_lowest_rung_that_may_read_it(namespace: Namespace, level: str, context: Json) -> None:
     namespace.kubectl("label", "namespace", namespace.name, f"pod-security.kubernetes.io/enforce={level}")
     namespace.workload(pod={"containers": [bare(**context)]})
-    found, warnings = environ(namespace, "deploy/web")
+    found, warning = environ(namespace, "deploy/web")
     assert (found[b"BARE"], found[b"FROM_IMAGE"]) == (b"yes", b"image")
-    assert not warnings
+    assert warning is None
 
 
 def test_K21_an_idle_session_asks_the_api_server_nothing_for_a_quarter_of_a_minute(namespace: Namespace) -> None:

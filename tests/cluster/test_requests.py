@@ -87,7 +87,7 @@ def test_K21_a_hundred_sessions_ask_for_no_more_each(namespace: Namespace, count
             agent, environ = await asyncio.gather(place.start_agent(PUBLIC_KEY, lambda _: None), place.environ())
             for _ in range(2):
                 (await place.dial(agent, ()))[1].close()
-            return environ
+            return environ.raw
 
     async def run() -> list[bytes]:
         await one(0)  # makes the agent

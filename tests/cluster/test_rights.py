@@ -45,7 +45,8 @@ def whole_start(namespace: Namespace, kubeconfig: str, target: str = TARGET, **w
             await place.find()
             agent = await place.start_agent(PUBLIC_KEY, lambda _: None)
             (await place.dial(agent, ()))[1].close()
-            return await place.environ(), place.warnings
+            environ = await place.environ()
+            return environ.raw, [*place.warnings, *([environ.warning] if environ.warning else [])]
 
     return asyncio.run(start())
 

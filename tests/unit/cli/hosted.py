@@ -14,7 +14,7 @@ from bridge.cli import hosting, sessions
 from bridge.cli.hosting import Manner
 from bridge.engine.needs import TargetChange
 from bridge.errors import BridgeError
-from bridge.model.environ import EnvWish
+from bridge.model.environ import Environ, EnvWish
 from bridge.model.facts import AgentIdentity, Facts, TargetFound
 from bridge.model.target import DockerTarget
 from bridge.model.wish import AppWish, SessionWish
@@ -36,6 +36,7 @@ class FakePlace:
         self.changes: asyncio.Queue[TargetChange] = asyncio.Queue()
         self.hold: asyncio.Event | None = None
         self.warnings: tuple[str, ...] = ()
+        self.spec: str | None = None  # why the environment is the spec's
         self.on_warnings: Callable[[], None] = lambda: None
 
     async def find(self) -> TargetFound:
@@ -58,8 +59,8 @@ class FakePlace:
         theirs.close()
         return "direct", ours
 
-    async def environ(self) -> bytes:
-        return b"A=target's\0B=target's\0SECRET=no\0PATH=/target\0ODD=\xff\0"
+    async def environ(self) -> Environ:
+        return Environ(b"A=target's\0B=target's\0SECRET=no\0PATH=/target\0ODD=\xff\0", self.spec)
 
     async def watch(self) -> AsyncIterator[TargetChange]:
         while True:

@@ -15,6 +15,7 @@ import pytest
 from bridge.cli.checks import engine_checks, host_checks, kernel, target_checks
 from bridge.cli.cmd_doctor import Check
 from bridge.errors import EngineUnavailable, HostError, TargetNotFound
+from bridge.model.environ import Environ
 from bridge.model.facts import TargetFound
 
 
@@ -163,17 +164,20 @@ def test_an_image_that_is_not_built_is_no_fault_and_nothing_is_made() -> None:
     assert engine.body == {}
 
 
+TWO = Environ(b"A=1\0B=2\0")
+
+
 @dataclass
 class Place:
     found: TargetFound | TargetNotFound
-    env: bytes | HostError = b"A=1\0B=2\0"
+    env: Environ | HostError = TWO
 
     async def find(self) -> TargetFound:
         if isinstance(self.found, TargetNotFound):
             raise self.found
         return self.found
 
-    async def environ(self) -> bytes:
+    async def environ(self) -> Environ:
         if isinstance(self.env, HostError):
             raise self.env
         return self.env
@@ -190,6 +194,11 @@ def test_a_target_is_looked_up_and_its_environment_counted_never_shown() -> None
     checks = looked_at(Place(HERE))
     assert verdicts(checks) == {"target": True, "environment": True}
     assert checks[1].what.startswith("2 variables")
+
+
+def test_an_environment_that_is_not_the_process_own_is_called_so() -> None:
+    _, environment = looked_at(Place(HERE, Environ(b"A=1\0", "the environment is the spec's")))
+    assert environment == Check("environment", None, "the environment is the spec's")
 
 
 def test_a_target_that_is_not_there_ends_the_look() -> None:

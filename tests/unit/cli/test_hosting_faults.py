@@ -61,14 +61,14 @@ def test_a_bridge_that_was_removed_is_made_again(play: Play) -> None:
 
 
 def test_what_the_target_gives_less_of_is_told_once_and_stands_in_status_while_it_holds(play: Play) -> None:
-    little, spec = "70 of its 200 MiB of memory are free", "the environment is the spec's"
+    little, spec, helper = "70 of its 200 MiB of memory are free", "the environment is the spec's", "its own address"
 
     async def scenario(world: World) -> None:
         def warn(*texts: str) -> None:
             world.place.warnings = texts
             world.place.on_warnings()
 
-        world.place.warnings = (little,)
+        world.place.warnings, world.place.spec = (little,), spec
         world.place.hold = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             hosted = group.create_task(world.host(signals_end_it=True))
@@ -77,14 +77,14 @@ def test_what_the_target_gives_less_of_is_told_once_and_stands_in_status_while_i
             assert world.ui.told.count(little) == 1, "while the start is under way"
             world.place.hold.set()
             await world.until(lambda: world.started.is_set() and world.status().state is State.READY)
-            assert world.status().warnings == (little,)
+            assert world.status().warnings == (little, spec)
             world.bridge.say(wire.Status(wire.LinkStatus("connected", 0, "direct"), ("no ping",)))
-            await world.until(lambda: world.status().warnings == (little, "no ping"))
-            warn(little, spec)
-            assert world.status().warnings == (little, spec, "no ping")
-            warn(spec)
-            assert world.status().warnings == (spec, "no ping")
-            assert (world.ui.told.count(little), world.ui.told.count(spec)) == (1, 1)
+            await world.until(lambda: world.status().warnings == (little, spec, "no ping"))
+            warn(little, helper)
+            assert world.status().warnings == (little, helper, spec, "no ping")
+            warn(helper)
+            assert world.status().warnings == (helper, spec, "no ping")
+            assert [world.ui.told.count(one) for one in (little, spec, helper)] == [1, 1, 1]
             os.kill(os.getpid(), signal.SIGTERM)
         assert hosted.result() == 143
         warn("late")

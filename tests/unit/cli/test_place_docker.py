@@ -16,6 +16,7 @@ from bridge.cli import direct
 from bridge.cli.place_docker import DockerPlace
 from bridge.engine import way_back
 from bridge.errors import AgentFailed, BridgeError, HostKeyMismatch, LinkLost, TargetNotFound
+from bridge.model.environ import Environ
 from bridge.model.facts import AgentIdentity
 from bridge.model.target import ComposeTarget, DockerTarget
 from bridge.protocol import preamble
@@ -294,7 +295,7 @@ def test_the_environment_comes_from_a_reader_in_the_targets_pid_namespace(tmp_pa
             return 0
 
         engine.programs["agent:1"] = reader
-        assert await _place(engine).environ() == b"A=1\0B=\xff\0"
+        assert await _place(engine).environ() == Environ(b"A=1\0B=\xff\0")
         assert len(engine.containers) == 1, "the reader is gone"
 
     _run(tmp_path, scenario)
@@ -309,10 +310,7 @@ def test_where_the_process_cannot_be_read_its_containers_settings_stand_in(tmp_p
             return 1
 
         engine.programs["agent:1"] = reader
-        place = _place(engine)
-        told: list[tuple[str, ...]] = []
-        place.on_warnings = lambda: told.append(place.warnings)
-        assert await place.environ() == b"FROM=spec\0"
-        assert told == [("the environment is the container's settings, not the process's own: mbridge: error: permission denied",)]
+        said = "the environment is the container's settings, not the process's own: mbridge: error: permission denied"
+        assert await _place(engine).environ() == Environ(b"FROM=spec\0", said)
 
     _run(tmp_path, scenario)

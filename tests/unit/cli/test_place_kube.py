@@ -14,6 +14,7 @@ from bridge.adapters.kube.api import Unreachable
 from bridge.cli.place_kube import KubePlace
 from bridge.engine import way_back
 from bridge.errors import HostKeyMismatch
+from bridge.model.environ import Environ
 from bridge.model.facts import AgentIdentity
 from tests.unit.cli.fake_cluster import FakeCluster
 
@@ -153,17 +154,23 @@ def test_nothing_waits_for_the_look_at_the_memory(play: Play) -> None:
 def test_a_warning_ends_with_what_it_is_about(play: Play) -> None:
     async def scenario(cluster: FakeCluster) -> None:
         _limited(cluster)
+        async with cluster.place() as place:
+            await _starts(place, 1)
+            cluster.commands["cat /sys/fs/cgroup/memory.stat"] = b"anon 1048576\n"
+            await _starts(place, 0)
+
+    play(scenario)
+
+
+def test_where_nothing_may_read_the_process_its_specs_environment_stands_in(play: Play) -> None:
+    async def scenario(cluster: FakeCluster) -> None:
         del cluster.commands["cat /proc/1/environ"]
         cluster.refusals["ephemeralcontainers"] = (403, "no agents here")
         async with cluster.place() as place:
-            assert await place.environ() == b"FROM_SPEC=1\0"
-            (environment,) = place.warnings
-            assert "the pod spec's" in environment
-            del cluster.refusals["ephemeralcontainers"]
-            await _starts(place, 2)
-            cluster.commands["cat /sys/fs/cgroup/memory.stat"] = b"anon 1048576\n"
-            await _starts(place, 1)
-            assert place.warnings == (environment,), "of the process that the app was started for"
+            environ = await place.environ()
+        assert environ.raw == b"FROM_SPEC=1\0"
+        assert environ.warning is not None
+        assert environ.warning.startswith("the environment is the pod spec's, not the process's own: ")
 
     play(scenario)
 
@@ -226,8 +233,7 @@ def test_the_environment_is_the_process_own_by_the_least_that_reads_it(
     async def scenario(cluster: FakeCluster) -> None:
         cluster.commands = commands
         async with cluster.place(agent_pull_policy="Never") as place:
-            assert await place.environ() == environ
-            assert place.warnings == ()
+            assert await place.environ() == Environ(environ)
         assert [one["imagePullPolicy"] for one in cluster.pod["spec"].get("ephemeralContainers", ())] == made
 
     play(scenario)

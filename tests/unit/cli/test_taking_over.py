@@ -12,8 +12,10 @@ from bridge.adapters.docker.engine import Engine
 from bridge.cli import hosting, places, sessions
 from bridge.cli.world import World as SessionWorld
 from bridge.errors import AgentFailed
+from bridge.model.session import SessionStatus, State
 from bridge.model.target import DockerTarget
 from bridge.model.wish import AppWish, SessionWish
+from bridge.protocol import door as wire
 from tests.unit.cli.hosted import WISH, Play, World
 from tests.unit.fake_engine import Container
 
@@ -41,6 +43,27 @@ def test_up_takes_an_orphaned_session_over_without_a_restart_of_its_app(play: Pl
             assert await world.host(take_over=True, signals_end_it=True, handle_signals=False) == 0, "it is up already"
             os.kill(os.getpid(), signal.SIGTERM)
             assert await hosted == 128 + signal.SIGTERM
+
+    play(scenario)
+
+
+def test_what_the_first_start_read_of_the_environment_holds_past_a_takeover(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The app goes on with it, and it is not read again."""
+    spec, little = "the environment is the spec's", "70 of its 200 MiB of memory are free"
+
+    async def scenario(world: World) -> None:
+        await _orphaned(world, monkeypatch)
+        (orphan,) = sessions.all_sessions()
+        told = (spec, little, "no ping")
+        orphan.write_status(SessionStatus(orphan.id, "docker/orders", State.READY, sessions.now(), warnings=told, environ=spec))
+        async with asyncio.TaskGroup() as group:
+            hosted = group.create_task(world.host(take_over=True, signals_end_it=True))
+            await world.until(lambda: world.status().state is State.READY and orphan.served() is not None)
+            assert world.status().warnings == (spec,), "what else there was to warn of is seen anew"
+            world.bridge.say(wire.Status(wire.LinkStatus("connected", 0, "direct"), ("no ping",)))
+            await world.until(lambda: world.status().warnings == (spec, "no ping"))
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert hosted.result() == 128 + signal.SIGTERM
 
     play(scenario)
 
