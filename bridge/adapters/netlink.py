@@ -82,7 +82,10 @@ class Reached:
 
 
 class SessionRoutes:
-    """Wires routes and rules of the netns that this process is in. `async with` opens and closes the netlink socket only."""
+    """Wires routes and rules of the netns that this process is in. `async with` opens and closes the netlink socket only.
+
+    Each call raises KernelLacks or MissingCapability, whatever failed.
+    """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "netlink")
@@ -109,7 +112,6 @@ class SessionRoutes:
 
         Called again, new flows have these addresses; those of before, and rules that are not wanted any more, stand until
         `take_away_stale`. What was learned stays, for open flows go by it; of the app's own networks' rules only what `routes` has.
-        Raises KernelLacks, MissingCapability.
         """
         await self._call(self._routes.wire, tun, mtu, addresses, list(routes))
 
@@ -122,10 +124,18 @@ class SessionRoutes:
         await self._call(self._routes.learn, list(routes))
 
     async def forget(self, routes: Iterable[Route]) -> None:
+        """Take rules away, in this order, up to the first that cannot be; one that is away already is fine."""
         await self._call(self._routes.forget, list(routes))
 
     async def _call(self, function: Callable[_P, _R], *arguments: _P.args, **named: _P.kwargs) -> _R:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: function(*arguments, **named))
+        def call() -> _R:
+            try:
+                return function(*arguments, **named)
+            except (NetlinkError, OSError) as exc:  # of a listing, or of the socket; a change that is refused has words of its own
+                reason = exc.code if isinstance(exc, NetlinkError) else exc.errno
+                raise KernelLacks(f"the kernel does not answer about routes: {os.strerror(reason or 0)}") from exc
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
 
 class _Routes:

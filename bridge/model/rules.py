@@ -197,7 +197,7 @@ class RuleSet:
         self.rules = rules
         self.warnings: list[str] = []
         self._learned: dict[str, _Learned] = {}  # by CIDR; the least recently learned first
-        self._adopted: dict[Route, float] = {}  # an earlier bridge's, each with its end
+        self._adopted: dict[Route, float] = {}  # stand though no name wants them: an earlier bridge's, each with its end
         self._room = MAX_LEARNED  # and as many more as /etc/hosts has
         self.teaches = any(rule.pattern is not None for rule in rules)
 
@@ -306,6 +306,10 @@ class RuleSet:
             learned = self._learned.pop(network, None)
             if learned is not None and learned.pinned:
                 self._learned[network] = _Learned({}, [route for route in learned.routes if route not in failed], learned.pinned)
+
+    def keep(self, routes: Iterable[Route], now: float) -> None:
+        """`routes`, which `expire` returned, could not be taken away: it returns them again, but for those that are wanted by then."""
+        self._adopted.update(dict.fromkeys(routes, now))
 
     def expire(self, now: float) -> list[Route]:
         """The Routes to forget: addresses that no answer has named for a day past its TTL, and the oldest beyond the bound."""

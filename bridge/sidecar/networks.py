@@ -5,6 +5,10 @@ what is there then is what counts; so a message that is lost (ENOBUFS) is a reas
 
 The engine writes its own into the session's resolv.conf and hosts as well, before it makes a device and after it has taken one away;
 so there is a second look a moment later.
+
+What a failure means: a look that failed half way has judged no device (that comes last), so nothing leaves by a network that is new;
+one that was left stays DIRECT, to that network alone, never by a default route (adapters/netlink.py). So all is tried again and nothing
+ends: to end the bridge would reset every flow, and leave the same rules.
 """
 
 from __future__ import annotations
@@ -26,33 +30,42 @@ SETTLED_S = 1.0
 
 async def follow(look: Callable[[], Awaitable[None]]) -> None:
     """Call `look` after each change of this namespace's addresses and routes, twice, and at the start; until cancelled."""
+    while True:
+        try:
+            with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE) as sock:
+                sock.bind((0, _GROUPS))
+                await _follow(sock, look)
+        except OSError as exc:  # no descriptor left; what changed unseen is found by the look at the start
+            log.warning("! listening for changes of the app's networks: %s; again in %.0f s", exc, SETTLED_S)
+        await asyncio.sleep(SETTLED_S)
+
+
+async def _follow(sock: socket.socket, look: Callable[[], Awaitable[None]]) -> None:
     loop = asyncio.get_running_loop()
     changed = asyncio.Event()
     changed.set()
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE) as sock:
-        sock.bind((0, _GROUPS))
 
-        def on_message() -> None:
-            changed.set()
-            try:
-                while sock.recv(_READ_BYTES):
-                    pass
-            except OSError:  # nothing left, or the kernel's queue was full
-                pass
-
-        loop.add_reader(sock.fileno(), on_message)
+    def on_message() -> None:
+        changed.set()
         try:
-            while True:
-                await changed.wait()
-                changed.clear()
-                await _looked(look)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(SETTLED_S):
-                        await changed.wait()
-                if not changed.is_set() and not await _looked(look):
-                    changed.set()
-        finally:
-            loop.remove_reader(sock.fileno())
+            while sock.recv(_READ_BYTES):
+                pass
+        except OSError:  # nothing left, or the kernel's queue was full
+            pass
+
+    loop.add_reader(sock.fileno(), on_message)
+    try:
+        while True:
+            await changed.wait()
+            changed.clear()
+            await _looked(look)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SETTLED_S):
+                    await changed.wait()
+            if not changed.is_set() and not await _looked(look):
+                changed.set()
+    finally:
+        loop.remove_reader(sock.fileno())
 
 
 async def _looked(look: Callable[[], Awaitable[None]]) -> bool:

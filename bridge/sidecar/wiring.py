@@ -49,6 +49,7 @@ from bridge.model.facts import BridgeConfig, Facts
 from bridge.model.kernel import unmet
 from bridge.model.rules import Route, RuleSet, Verdict, parse_rule
 from bridge.protocol.dns import merge_hosts, names_in_hosts, parse_resolv_conf
+from bridge.sidecar.expiring import expire
 from bridge.sidecar.networks import follow
 from bridge.sidecar.probe import read_setting
 
@@ -57,7 +58,6 @@ log = logging.getLogger(__name__)
 _QUEUE = 0x6D62
 _RESOLV_CONF, _HOSTS = Path("/etc/resolv.conf"), Path("/etc/hosts")
 _PACKETS_PER_WAKE = 64
-_EXPIRE_EVERY_S = 30.0
 _NO_HOLD = "this kernel holds no connections (module nfnetlink_queue): connect() succeeds first and is reset where the target refuses"
 
 
@@ -246,7 +246,7 @@ class Wired:
             learn_container=self._learn_container,
             now=time.monotonic,
         )
-        self._group.create_task(self._expire(), name="routes-expiry")
+        self._group.create_task(expire(self.rules, self._routes.forget, time.monotonic), name="routes-expiry")
 
     def _serve_dns(self, nameserver: str) -> tuple[ResolverSockets, asyncio.Task[None]]:
         assert self._resolver is not None
@@ -260,11 +260,6 @@ class Wired:
     async def _learn_container(self, addresses: Sequence[str], machine: bool) -> None:
         priority = PRIORITY_MACHINE if machine else PRIORITY_NAMES
         await self._routes.learn([Route(priority, address, Verdict.DIRECT, None, None) for address in addresses])
-
-    async def _expire(self) -> None:
-        while True:
-            await asyncio.sleep(_EXPIRE_EVERY_S)
-            await self._routes.forget(self.rules.expire(time.monotonic()))
 
     def _write_files(self, facts: Facts) -> None:
         _rewrite(_RESOLV_CONF, facts.resolv_conf)
