@@ -4,7 +4,7 @@
     ├ SpecError            exit 2   a flag, or a line of mbridge.yaml (file:line)
     ├ HostError            exit 3   this machine or its engine: MissingCapability, KernelLacks, EngineUnavailable
     ├ ClusterError         exit 4   the target's side: Forbidden(verb, resource, namespace), TargetNotFound, AgentFailed
-    ├ LinkError            exit 5   HostKeyMismatch, VersionMismatch, LinkLost (the supervisor retries this one)
+    ├ LinkError            exit 5   HostKeyMismatch, KeyRefused, VersionMismatch, LinkLost (the supervisor retries this one)
     ├ ProtocolError        exit 6   LocalProtocolError = our bug, RemoteProtocolError = theirs
     └ CleanupError         exit 7   what is left behind, and the command that removes it
 
@@ -73,6 +73,10 @@ class LinkError(BridgeError):
 
 
 class HostKeyMismatch(LinkError):
+    pass
+
+
+class KeyRefused(LinkError):
     pass
 
 

@@ -23,7 +23,7 @@ from bridge.engine import up
 from bridge.engine.needs import Place
 from bridge.engine.supervisor import Supervisor
 from bridge.engine.up import untorn
-from bridge.errors import AgentFailed, BridgeError, Forbidden, HostKeyMismatch, VersionMismatch
+from bridge.errors import AgentFailed, BridgeError, Forbidden, HostKeyMismatch, KeyRefused, VersionMismatch
 from bridge.model.facts import AgentIdentity
 from bridge.model.plan import Agent, Op, Plan
 from bridge.model.session import SessionStatus, State
@@ -55,6 +55,9 @@ async def forward(wish: SessionWish, forwards: Sequence[Forward], ui: Ui) -> int
                     step.done(world.agent.name)
                 link = _Linked(folder, wish, place, world.agent, private_key, public_key, listeners, ui)
                 await forwarding.until_ended(link.run(), link.serve)
+            except (HostKeyMismatch, KeyRefused):
+                place.distrust_agent()
+                raise
             finally:
                 failures = await up.undo(made, world)
                 if not failures:

@@ -42,7 +42,7 @@ from bridge.cli.sessions import SessionFolder
 from bridge.cli.world import World
 from bridge.engine import up
 from bridge.engine.needs import Place
-from bridge.errors import BridgeError, HostError, SpecError
+from bridge.errors import BridgeError, HostError, HostKeyMismatch, KeyRefused, SpecError
 from bridge.model.environ import choose, envfile, parse_environ
 from bridge.model.facts import BridgeConfig, TargetFound
 from bridge.model.plan import Agent, Container, Folder, Op, Plan, Start, Volume, containers
@@ -166,6 +166,9 @@ class _Hosting:
                 said = options.environment(self._wish.app, os.environb)
                 world = World(self._folder.id, self._engine, self._place, public_key, app_environ=said)
                 return await self._made_and_served(plan, world, private_key, public_key, adopted)
+            except (HostKeyMismatch, KeyRefused):
+                self._place.distrust_agent()
+                raise
             finally:
                 self._tell_state(State.STOPPING)
                 if self._made:

@@ -176,6 +176,9 @@ class DockerPlace:
         finally:
             task.cancel()
 
+    def distrust_agent(self) -> None:
+        """Each start makes an agent of its own, here."""
+
     async def close(self) -> None:
         self._way_back.close()
         for task in self._tasks:

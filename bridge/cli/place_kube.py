@@ -373,6 +373,11 @@ class KubePlace:
         if found.pod["spec"].get("shareProcessNamespace"):
             self._guarding = asyncio.ensure_future(guard())
 
+    def distrust_agent(self) -> None:
+        """Nobody can end it before its TTL does; who does not remember it makes another."""
+        if self._found is not None:
+            self._memory.forget(self._found.uid)
+
     async def remove_agent(self) -> None:
         try:
             await remove(self.api, self.namespace, self._session)

@@ -139,6 +139,10 @@ class Place(Protocol):
         """Changes of the target, until closed."""
         ...
 
+    def distrust_agent(self) -> None:
+        """It is not the agent that it was taken for (HostKeyMismatch, KeyRefused): no start uses it again."""
+        ...
+
     async def close(self) -> None:
         """Give back what this process holds for the target, its carriers too; what was made there stays."""
         ...

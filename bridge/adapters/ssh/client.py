@@ -19,7 +19,7 @@ from bridge.adapters.ssh.channel import Channel
 from bridge.adapters.ssh.connection import CIPHER, FastPath
 from bridge.adapters.ssh.messages import Messages
 from bridge.adapters.ssh.windows import BRIDGE_LIMIT, Windows
-from bridge.errors import HostKeyMismatch, LinkError, LinkLost
+from bridge.errors import HostKeyMismatch, KeyRefused, LinkError, LinkLost
 from bridge.model.fields import printable
 from bridge.protocol import control, udp
 from bridge.protocol.control import FlowRefused
@@ -28,6 +28,11 @@ USER = "mbridge"
 _CONNECT_S = 30.0
 _ANSWER_S = 20.0
 _NEVER_BYTES = 1 << 40  # rekeying: far below GCM's limits, and beyond what one link carries in a working day
+
+# Both end the session, which is undone then, and its place uses that agent no more (needs.Place.distrust_agent), whose life may be longer.
+_ANEW = "start the session again: it makes another agent"
+_HOST_KEY_HINT = f"{_ANEW}; if this comes again, something in the target answers in the agent's place: do not use this target"
+_KEY_HINT = f"{_ANEW}; if that refuses too, the key files are no pair: rm ${{XDG_STATE_HOME:-~/.local/state}}/mbridge/id_ed25519*"
 
 _windows = Windows(BRIDGE_LIMIT)  # one link per process: its connections share one bound
 
@@ -52,7 +57,7 @@ class _Owner(asyncssh.SSHClient):
 
 
 async def connect_ssh(transport: Startable, *, private_key: str, host_key: str, windows: Windows | None = None) -> SshConnection:
-    """Raises HostKeyMismatch, LinkLost (try again), LinkError (our key was not accepted)."""
+    """Raises HostKeyMismatch, KeyRefused, LinkLost (try again)."""
     loop = asyncio.get_running_loop()
     closed: asyncio.Future[str] = loop.create_future()
 
@@ -89,9 +94,9 @@ async def connect_ssh(transport: Startable, *, private_key: str, host_key: str, 
             transport.start(connection)
             await options.waiter
     except asyncssh.HostKeyNotVerifiable as exc:
-        raise HostKeyMismatch("the agent's host key is not the one in its log", hint="mbridge down, then start the session anew") from exc
+        raise HostKeyMismatch("the agent's host key is not the one in its log", hint=_HOST_KEY_HINT) from exc
     except asyncssh.PermissionDenied as exc:
-        raise LinkError("the agent did not accept this user's key", hint="mbridge down, then start the session anew") from exc
+        raise KeyRefused("the agent did not accept this user's key", hint=_KEY_HINT) from exc
     except TimeoutError as exc:
         connection.abort()
         raise LinkLost(f"the agent did not answer within {_CONNECT_S:.0f} s") from exc

@@ -17,7 +17,7 @@ from bridge.adapters.ssh.channel import Channel
 from bridge.adapters.ssh.messages import Messages
 from bridge.adapters.ssh.server import serve_ssh
 from bridge.adapters.ssh.windows import Windows
-from bridge.errors import HostKeyMismatch, LinkError, LinkLost, VersionMismatch
+from bridge.errors import HostKeyMismatch, KeyRefused, LinkError, LinkLost, VersionMismatch
 from bridge.protocol import control, udp
 from bridge.protocol.control import FlowRefused
 from tests.unit.adapters.ssh_pair import FarSide, MiB, Pair, Recorder, SocketTransport, new_key
@@ -258,8 +258,10 @@ def test_1000_flows_at_once_each_get_their_own_bytes() -> None:
 
 def test_another_host_key_than_the_pinned_one_is_named() -> None:
     async def test() -> None:
-        with pytest.raises(HostKeyMismatch):
+        with pytest.raises(HostKeyMismatch) as told:
             await Pair(pinned_host_key=new_key()[1]).__aenter__()
+        assert told.value.hint is not None
+        assert "start the session again" in told.value.hint
 
     run(test())
 
@@ -267,8 +269,10 @@ def test_another_host_key_than_the_pinned_one_is_named() -> None:
 def test_the_agent_accepts_one_client_key_only() -> None:
     async def test() -> None:
         pair = Pair(accepted_key=new_key()[1])
-        with pytest.raises(LinkError, match="did not accept"):
+        with pytest.raises(KeyRefused, match="did not accept") as told:
             await pair.__aenter__()
+        assert told.value.hint is not None
+        assert "start the session again" in told.value.hint
         assert not pair.far.is_connected
 
     run(test())

@@ -31,6 +31,7 @@ class FakePlace:
     def __init__(self) -> None:
         self.agents = 0
         self.present = False
+        self.distrusted = False
         self.broken: BridgeError | None = None
         self.dials: list[BridgeError] = []  # what the next dials fail with
         self.changes: asyncio.Queue[TargetChange] = asyncio.Queue()
@@ -65,6 +66,9 @@ class FakePlace:
     async def watch(self) -> AsyncIterator[TargetChange]:
         while True:
             yield await self.changes.get()
+
+    def distrust_agent(self) -> None:
+        self.distrusted = True
 
     async def close(self) -> None: ...
 

@@ -39,4 +39,5 @@ def test_what_no_other_dial_can_help_ends_a_forward_and_leaves_nothing(place: Fa
     with pytest.raises(type(error), match=error.message):
         asyncio.run(run())
     assert not place.present
+    assert place.distrusted == isinstance(error, HostKeyMismatch), "else a new start would meet the same agent"
     assert not sessions.all_sessions()

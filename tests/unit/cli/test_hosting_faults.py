@@ -13,7 +13,7 @@ import pytest
 from bridge.adapters.docker.engine import Engine
 from bridge.cli import hosting
 from bridge.engine.needs import TargetChange
-from bridge.errors import AgentFailed, BridgeError, Forbidden, HostError, HostKeyMismatch, VersionMismatch
+from bridge.errors import AgentFailed, BridgeError, Forbidden, HostError, HostKeyMismatch, KeyRefused, VersionMismatch
 from bridge.model.session import State
 from bridge.protocol import door as wire
 from tests.unit.cli.hosted import Play, World
@@ -193,6 +193,17 @@ def test_a_second_host_key_ends_the_session(play: Play) -> None:
             world.bridge.say(wire.Dial(1))
             assert "second host key" in (await hosted).message
             assert world.engine.containers == {}
+            assert world.place.distrusted
+
+    play(scenario)
+
+
+def test_an_agent_that_refuses_the_users_key_is_not_used_again(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        world.bridge.fails = wire.Failed("KeyRefused", "the agent did not accept this user's key", "start the session again")
+        with pytest.raises(KeyRefused, match="did not accept"):
+            await world.host()
+        assert world.place.distrusted
 
     play(scenario)
 

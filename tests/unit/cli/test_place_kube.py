@@ -107,6 +107,19 @@ def test_a_carrier_by_exec_stays_where_it_was_asked_for_or_no_other_is_allowed(
     play(scenario)
 
 
+def test_an_agent_that_was_not_the_one_it_was_taken_for_is_not_used_again(play: Play) -> None:
+    async def scenario(cluster: FakeCluster) -> None:
+        async with cluster.place() as place:
+            await place.start_agent("key", lambda _: None)
+            place.distrust_agent()
+        async with cluster.place("second") as place:
+            agent = await place.start_agent("key", lambda _: None)
+            assert not agent.reused
+            assert agent.name == "mbridge-second"
+
+    play(scenario)
+
+
 def _limited(cluster: FakeCluster) -> None:
     """200 MiB for the pod, of which the target holds 150."""
     cluster.pod["spec"]["containers"][0]["resources"] = {"limits": {"memory": "200Mi"}}
