@@ -12,7 +12,7 @@ import pytest
 import uvloop
 
 from bridge.engine.needs import Sink
-from bridge.engine.relay import join, prepare
+from bridge.engine.relay import AHEAD_BYTES, join, prepare
 
 
 class RecordingChannel:
@@ -21,6 +21,7 @@ class RecordingChannel:
     def __init__(self) -> None:
         self.told: list[str] = []
         self.written = bytearray()
+        self.largest = 0
         self.sink: Sink | None = None
         self.paused = False
         self.changed = asyncio.Event()
@@ -30,6 +31,7 @@ class RecordingChannel:
 
     def write(self, data: bytes | memoryview) -> None:
         self.written += data
+        self.largest = max(self.largest, len(data))
         self.changed.set()
 
     def write_eof(self) -> None:
@@ -86,7 +88,7 @@ class Joined:
 
 
 @asynccontextmanager
-async def joined() -> AsyncIterator[Joined]:
+async def joined(ahead: int = AHEAD_BYTES) -> AsyncIterator[Joined]:
     """A TCP connection on loopback: a socket pair of AF_UNIX knows no RST."""
     loop = asyncio.get_running_loop()
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -97,7 +99,7 @@ async def joined() -> AsyncIterator[Joined]:
     ours.setblocking(False)
     flow = Joined(app, RecordingChannel())
     prepare(ours)
-    join(loop, ours, flow.channel, flow.on_ended)
+    join(loop, ours, flow.channel, flow.on_ended, ahead=ahead)
     try:
         yield flow
     finally:
@@ -105,9 +107,9 @@ async def joined() -> AsyncIterator[Joined]:
         ours.close()
 
 
-def run(scenario: Callable[[Joined], Awaitable[None]]) -> None:
+def run(scenario: Callable[[Joined], Awaitable[None]], ahead: int = AHEAD_BYTES) -> None:
     async def main() -> None:
-        async with asyncio.timeout(20), joined() as flow:
+        async with asyncio.timeout(20), joined(ahead) as flow:
             await scenario(flow)
 
     uvloop.run(main())
@@ -262,3 +264,40 @@ def test_nothing_follows_the_end() -> None:
         assert len(flow.ended) == 1
 
     run(scenario)
+
+
+def test_with_nothing_ahead_the_first_byte_that_is_kept_pauses_the_channel_until_all_is_sent() -> None:
+    async def scenario(flow: Joined) -> None:
+        piece, sent = bytes(range(256)) * 256, 0
+        while not flow.channel.paused:
+            flow.sink.on_data(piece)
+            sent += len(piece)
+        got = bytearray()
+        while flow.channel.paused:
+            got += await flow.recv()
+        flow.sink.on_eof()
+        got += await flow.read_all()
+        assert bytes(got) == piece * (sent // len(piece))
+
+    run(scenario, ahead=0)
+
+
+def test_A42_while_much_is_kept_for_others_a_flow_with_nothing_ahead_reads_small_pieces() -> None:
+    async def main() -> None:
+        async with asyncio.timeout(20), joined(0) as stalled, joined(0) as other, joined() as by_link:
+            loop = asyncio.get_running_loop()
+            for _ in range(24):
+                stalled.sink.on_data(bytes(1 << 20))  # nobody reads: all but the kernel's part is kept
+            assert await _largest(loop, other) == 4096
+            assert await _largest(loop, by_link) > 4096, "its own windows bound it"
+            stalled.sink.on_lost(True)
+            other.channel.largest = 0
+            assert await _largest(loop, other) > 4096
+
+    async def _largest(loop: asyncio.AbstractEventLoop, flow: Joined) -> int:
+        wanted = len(flow.channel.written) + (1 << 20)
+        await loop.sock_sendall(flow.app, bytes(1 << 20))
+        await flow.channel.until(lambda: len(flow.channel.written) == wanted)
+        return flow.channel.largest
+
+    uvloop.run(main())
