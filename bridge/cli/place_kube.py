@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 from bridge.adapters.kube import agents, headroom, kubeconfig
 from bridge.adapters.kube.agents import AgentSettings
-from bridge.adapters.kube.api import Api, Missing, Refused
+from bridge.adapters.kube.api import Api, Missing, Refused, Unavailable
 from bridge.adapters.kube.carriers import Carriers
 from bridge.adapters.kube.launching import Launcher
 from bridge.adapters.kube.memory import Memory, Remembered
@@ -276,7 +276,10 @@ class KubePlace:
         return self._way_back.take(agent, avoid) or await self._dial(agent, avoid)
 
     async def _dial(self, agent: AgentIdentity, avoid: Sequence[str]) -> tuple[Via, socket.socket]:
-        """The first carrier that works. Raises the first one's error when none does."""
+        """The first carrier that works. When none does, raises what another try may help, else the first one's error.
+
+        A server that answers that it cannot may mean this way alone (a gateway's limit or time-out); one that does not answer, all ways.
+        """
         ways: Sequence[str] = CARRIERS if self._wish.via == "auto" else (self._wish.via,)
         ways = [way for way in ways if way not in avoid] or ways
         first: BridgeError | None = None
@@ -287,6 +290,8 @@ class KubePlace:
                 raise
             except (LinkError, Forbidden, Refused, Missing) as error:
                 first = first or error
+            except Unavailable as error:
+                first = error
         assert first is not None  # there is at least one way
         if isinstance(first, Forbidden):
             raise first
@@ -325,10 +330,10 @@ class KubePlace:
         except Missing:
             return LinkLost(f"pod {name} is gone")
         except BridgeError:
-            return LinkLost(error.message)
+            return error if isinstance(error, Unavailable) else LinkLost(error.message)
         verdict, said = agents.waiting_for(pod, container)
         if verdict == "running":
-            return error if isinstance(error, LinkLost) else LinkLost(error.message)
+            return error if isinstance(error, LinkLost | Unavailable) else LinkLost(error.message)
         self._memory.forget(pod["metadata"]["uid"])
         return AgentFailed(f"agent {container} in pod {name} has ended: {said or verdict}")
 

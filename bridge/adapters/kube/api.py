@@ -2,8 +2,8 @@
 
 Theory of operation: a refusal by RBAC is `Forbidden` with the very verb and resource that the server names; any other 403, 409
 or 422 is `Refused` with the server's own sentence (admission, quota, Pod Security); a 404 is `Missing`; whatever keeps the
-server from answering is `Unreachable`, which names server and cause as kubectl does and comes within 5 s. A 401 renews
-credentials once, if they can be renewed.
+server from answering is `Unreachable`, which names server and cause as kubectl does and comes within 5 s; a 429 or 5xx is the kind
+of it that came from someone (`Unavailable`). A 401 renews credentials once, if they can be renewed.
 
 Limits: a WebSocket's refusal has no body, so its reason is asked for by the same request without the upgrade.
 """
@@ -41,6 +41,10 @@ _RBAC = re.compile(r'cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)"(?:.*? i
 
 class Unreachable(ClusterError):
     """No answer, or none that counts: try again later."""
+
+
+class Unavailable(Unreachable):
+    """The API server, or who stands before it, answered that it cannot (429, 5xx): what was asked for another way may be had."""
 
 
 class Missing(ClusterError):
@@ -208,7 +212,7 @@ class Api:
         if status == 404:
             return Missing(said)
         if status == 429 or status >= 500:
-            return Unreachable(f"the API server {self.access.server} cannot answer: {said}")
+            return Unavailable(f"the API server {self.access.server} cannot answer: {said}")
         return Refused(said, status)
 
     def _unauthorised(self) -> ClusterError:

@@ -50,7 +50,7 @@ class Carriers:
     async def port_forward(self, pod: str, port: int, greeting: int) -> Opened:
         """A socket whose far end is `port` on the pod's loopback, and the first `greeting` bytes from there.
 
-        Raises LinkLost when nothing answers there (its text holds the kubelet's own words), Forbidden, Unreachable.
+        Raises LinkLost when nothing answers there (its text holds the kubelet's own words), Forbidden, Unreachable, Unavailable.
         """
         path = path_of("pod", self._namespace, pod, "portforward")
         answer = await self._api.upgrade(path, [("ports", str(port))], OFFERED)

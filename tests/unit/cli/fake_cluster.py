@@ -37,6 +37,7 @@ class FakeCluster:
         }  # fmt: skip
         self.commands: dict[str, bytes] = {"cat /proc/1/environ": b"FROM_PROCESS=1\0"}
         self.refusals: dict[str, tuple[int, str]] = {}
+        self.away = False  # connections are closed, unanswered
         self.hold: asyncio.Event | None = None  # commands wait for it
         self.at_port = AGENT_ID  # the agent that port-forward reaches
         self.asked: list[str] = []
@@ -75,6 +76,8 @@ class FakeCluster:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         last = request.path.rpartition("/")[2]
         self.asked.append(f"{request.method} {last}")
+        if self.away and request.transport is not None:
+            request.transport.close()
         if (refusal := self.refusals.get(last, self.refusals.get(""))) is not None:
             return web.json_response({"message": refusal[1]}, status=refusal[0])
         match request.method, last:

@@ -86,6 +86,52 @@ def test_carriers_by_exec_make_way_once_port_forward_works(play: Play) -> None:
     play(scenario)
 
 
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_K17_where_port_forward_is_answered_that_it_cannot_be_had_exec_is_tried(play: Play, status: int) -> None:
+    """Of an agent that is used again too: it is no worse for that."""
+
+    async def scenario(cluster: FakeCluster) -> None:
+        cluster.refusals["portforward"] = (status, "not now")
+        for reused in (False, True):
+            async with cluster.place() as place:
+                agent = await place.start_agent("key", lambda _: None)
+                assert agent.reused is reused
+                via, sock = await place.dial(agent, ())
+                sock.close()
+                assert via == "exec"
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("first", [(503, "not now"), FORBIDDEN], ids=["neither now", "never, and not now"])
+def test_K17_an_agent_that_cannot_be_reached_just_now_is_dialled_again_and_not_replaced(play: Play, first: tuple[int, str]) -> None:
+    async def scenario(cluster: FakeCluster) -> None:
+        async with cluster.place() as place:
+            agent = await place.start_agent("key", lambda _: None)
+            cluster.refusals |= {"portforward": first, "exec": (503, "not now")}
+            with pytest.raises(Unreachable, match="not now"):
+                await place.dial(agent, ())
+        async with cluster.place("second") as place:
+            with pytest.raises(Unreachable, match="not now"):
+                await place.start_agent("key", lambda _: None)
+            cluster.refusals.clear()
+            assert (await place.start_agent("key", lambda _: None)).reused
+
+    play(scenario)
+
+
+def test_where_the_api_server_does_not_answer_no_other_way_to_it_is_tried(play: Play) -> None:
+    async def scenario(cluster: FakeCluster) -> None:
+        async with cluster.place() as place:
+            agent = await place.start_agent("key", lambda _: None)
+            cluster.away = True
+            with pytest.raises(Unreachable, match="unable to connect"):
+                await place.dial(agent, ())
+            assert cluster.count("GET exec") == 0
+
+    play(scenario)
+
+
 @pytest.mark.usefixtures("soon")
 @pytest.mark.parametrize(("refusal", "wish"), [(NO_WEBSOCKET, {"via": "exec"}), (FORBIDDEN, {})], ids=["exec was asked for", "forbidden"])
 def test_a_carrier_by_exec_stays_where_it_was_asked_for_or_no_other_is_allowed(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from bridge.adapters.kube.api import Api, Missing, Refused, Unreachable
+from bridge.adapters.kube.api import Api, Missing, Refused, Unavailable, Unreachable
 from bridge.adapters.kube.carriers import Carriers
 from bridge.adapters.kube.kubeconfig import Access
 from bridge.errors import ClusterError, Forbidden, LinkLost
@@ -68,7 +68,7 @@ def test_any_other_403_is_the_servers_own_sentence() -> None:
     assert error.said == 'pods "x" is forbidden: exceeded quota: small, requested: pods=1'
 
 
-@pytest.mark.parametrize(("status", "kind"), [(404, Missing), (409, Refused), (422, Refused), (429, Unreachable), (503, Unreachable)])
+@pytest.mark.parametrize(("status", "kind"), [(404, Missing), (409, Refused), (422, Refused), (429, Unavailable), (503, Unavailable)])
 def test_each_status_is_the_error_that_its_reaction_needs(status: int, kind: type[ClusterError]) -> None:
     assert type(refused(status, "said")) is kind
 
