@@ -36,7 +36,8 @@ def command(caller: Caller, /, session: str | None, as_json: bool, watch: bool, 
     """What is bridged, since when, how it is doing, and why not.
 
     With --json, a list of {id, target, state, since, why, link: {via, state, since}, agent, ports, warnings}; with --watch, one
-    such list a line at each change. A state is starting, ready, reconnecting, stopping or failed.
+    such list a line at each change. A state is starting, ready, reconnecting, stopping or failed. LINK says by what the link goes, and
+    `handed` where the app's TCP does not: on one engine with the target its connections are given to the agent itself.
     """
     shown: object = None
     while True:

@@ -141,7 +141,11 @@ where_options = stacked(
     docker_context_option,
 )
 agent_options = stacked(
-    click.option("--via", metavar="auto|direct|port-forward|exec", help="What carries the link; auto tries the fastest first."),
+    click.option(
+        "--via",
+        metavar="auto|direct|port-forward|exec",
+        help="What carries the link; auto tries the fastest first, and gives TCP to the agent itself where app and target are on one engine.",
+    ),
     click.option("--agent", metavar="auto|ephemeral|pod", help="Where the agent runs."),
     click.option("--agent-image", metavar="IMAGE", help="Instead of the agent image that is built here."),
     click.option("--yes-host-network", is_flag=True, default=None, help="Go on where the target shares its host's network."),
