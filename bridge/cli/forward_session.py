@@ -6,7 +6,6 @@ It has a folder, a journal and a status, so `mbridge status` shows it and `mbrid
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
 from collections.abc import Sequence
@@ -16,21 +15,19 @@ from bridge.adapters.resumable import ResumableTransport
 from bridge.adapters.ssh import connect_ssh
 from bridge.cli import forwarding, places, session_log, sessions
 from bridge.cli.cmd_forward import Forward
+from bridge.cli.kept_agent import KeptAgent
 from bridge.cli.several import ended_by_signals
 from bridge.cli.ui import Ui
 from bridge.cli.world import World
 from bridge.engine import up
 from bridge.engine.needs import Place
 from bridge.engine.supervisor import Supervisor
-from bridge.engine.up import untorn
-from bridge.errors import AgentFailed, BridgeError, Forbidden, HostKeyMismatch, KeyRefused, VersionMismatch
+from bridge.errors import HostKeyMismatch, KeyRefused
 from bridge.model.facts import AgentIdentity
 from bridge.model.plan import Agent, Op, Plan
 from bridge.model.session import SessionStatus, State
 from bridge.model.wish import SessionWish
 from bridge.protocol.door import LinkStatus
-
-log = logging.getLogger(__name__)
 
 
 async def forward(wish: SessionWish, forwards: Sequence[Forward], ui: Ui) -> int:
@@ -82,11 +79,10 @@ class _Linked:
         ui: Ui,
     ) -> None:
         loop = asyncio.get_running_loop()
-        self._folder, self._place, self._agent, self._public_key, self._listeners = folder, place, agent, public_key, listeners
-        self._ui = ui
+        self._folder, self._place, self._listeners, self._ui = folder, place, listeners, ui
+        self._agent = KeptAgent(place, agent, public_key, self._on_new_agent)
         self._dials = asyncio.TaskGroup()
         self._served = False  # there was a link
-        self._remaking = asyncio.Lock()
         ports = tuple(str(one.forward) for one in listeners)
         self._status = SessionStatus(
             folder.id, str(wish.target), State.STARTING, sessions.now(), agent=agent.name, ports=ports, app="forward"
@@ -120,51 +116,28 @@ class _Linked:
             for listener in self._listeners:
                 self._ui.say(str(listener.forward))
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._watch(), name="target")
+                group.create_task(self._agent.follow(), name="target")
                 group.create_task(forwarding.serve(self._listeners, self.supervisor), name="forwards")
         finally:
             await self.supervisor.stop()
-
-    async def _watch(self) -> None:
-        """A target that was restarted has lost its agent: the next is made at once, not when a dial fails."""
-        async for change in self._place.watch():
-            log.info("= target %s: %s", change.kind, change.why)
-            if change.kind == "moved":
-                await self._remake(self._agent)
 
     def _dial(self, number: int, avoid: Sequence[str]) -> None:
         self._dials.create_task(self._bring(number, avoid), name=f"dial-{number}")
 
     async def _bring(self, number: int, avoid: Sequence[str]) -> None:
-        agent = self._agent
-        try:
-            via, sock = await self._place.dial(agent, avoid)
-        except HostKeyMismatch:  # someone in the target speaks in the agent's place: nothing of this session may go on
-            raise
-        except (BridgeError, OSError) as error:
-            if isinstance(error, Forbidden | VersionMismatch) and not self._served:  # a start need not try again
-                raise
-            self.supervisor.carrier_failed(number, getattr(error, "message", str(error)), False)
-            if isinstance(error, AgentFailed):
-                await self._remake(agent)
+        dialled = await self._agent.dial(avoid, first=not self._served)
+        if isinstance(dialled, str):
+            self.supervisor.carrier_failed(number, dialled, False)
         else:
+            via, sock = dialled
             self.supervisor.carrier(number, via, (sock.detach(),))
 
-    async def _remake(self, broken: AgentIdentity) -> None:
-        """A new agent in place of `broken`, unless another task has made it meanwhile."""
-        async with self._remaking:
-            if self._agent is not broken:
-                return
-            try:
-                self._agent = await untorn(self._place.start_agent(self._public_key, log.info), "make agent anew")
-            except BridgeError as error:  # the target may be stopped: the next dial tries again
-                log.warning("! the agent cannot be made anew: %s", error.message)
-            else:
-                self.supervisor.agent_changed(self._agent.host_key, self._agent.agent_id)
+    async def _on_new_agent(self, agent: AgentIdentity) -> None:
+        self.supervisor.agent_changed(agent.host_key, agent.agent_id)
 
     def _on_status(self, told: LinkStatus) -> None:
         state = State.READY if told.state == "connected" else State.STARTING if told.state == "connecting" else State.RECONNECTING
-        self._status = replace(self._status, link=sessions.link_status(told), agent=self._agent.name)
+        self._status = replace(self._status, link=sessions.link_status(told), agent=self._agent.identity.name)
         if state is not self._status.state:
             self._status = self._status.changed(state, sessions.now(), told.why)
         self._folder.write_status(self._status)

@@ -3,8 +3,7 @@
 Theory of operation: four things may end alone, and each is answered here without touching the app.
 
     the bridge ends          started again (made again where it was removed), told all from the start; wiring is idempotent
-    the agent ends           the next dial fails with AgentFailed: made anew, once for all dials that wait for it
-    the target ends          `gone`: dials fail with that reason; `moved`: the agent is made anew beside it
+    the agent, the target    see kept_agent.py; the bridge is told of a new agent, `status` of the target
     this process is killed   nothing here: the bridge serves on, asks the next host for what it needs (sidecar/serve.py)
 
 Limits: pause cannot be replaced: with it the session's netns is gone, and the session ends.
@@ -23,9 +22,10 @@ from typing import Any
 from bridge import errors
 from bridge.adapters.docker.engine import Engine
 from bridge.adapters.hostdoor import ExecDoor, HostDoor, Joined, SocketDoor
-from bridge.engine.needs import Place
+from bridge.cli.kept_agent import KeptAgent
+from bridge.engine.needs import Place, TargetChange
 from bridge.engine.up import World, untorn
-from bridge.errors import AgentFailed, BridgeError, Forbidden, HostError, HostKeyMismatch, LinkLost, ProtocolError, VersionMismatch
+from bridge.errors import BridgeError, HostError, LinkLost, ProtocolError
 from bridge.model.facts import AgentIdentity, BridgeConfig
 from bridge.model.plan import Container, Start
 from bridge.protocol import door as wire
@@ -54,24 +54,25 @@ class Serving:
         on_status: Callable[[wire.Status | None, str | None], None],
     ) -> None:
         self.ready: asyncio.Future[wire.Ready] = asyncio.get_running_loop().create_future()
-        self.agent = agent
+        self._agent = KeptAgent(place, agent, public_key, self._on_new_agent)
         self._config = config
-        self._public_key = public_key
-        self._place, self._engine, self._world = place, engine, world
+        self._engine, self._world = engine, world
         self._pause, self._bridge = containers["pause"], containers["bridge"]
         self._pause_id = ""
         self._networks: list[str] = []  # of pause, where the engine resolves names; it may join more, and leave some
         self._socket = run_folder / "bridge.sock"
         self._on_status = on_status
         self._door: HostDoor | None = None
-        self._remaking = asyncio.Lock()
-        self._gone: str | None = None
+
+    @property
+    def agent(self) -> AgentIdentity:
+        return self._agent.identity
 
     async def run(self) -> None:
         self._config = replace(self._config, names=await self._names())
         async with asyncio.TaskGroup() as group:
             group.create_task(self._keep_door(group), name="door")
-            group.create_task(self._watch_target(), name="target")
+            group.create_task(self._agent.follow(self._on_target), name="target")
             group.create_task(self._guard_pause(), name="pause")
             group.create_task(self._watch_names(), name="names")
 
@@ -159,7 +160,7 @@ class Serving:
                 if not self.ready.done():
                     self.ready.set_result(message)
             case wire.Status():
-                self._on_status(message, self._gone)
+                self._on_status(message, self._agent.gone)
             case wire.Failed(error, text, hint):
                 kind = getattr(errors, error, BridgeError)
                 known = isinstance(kind, type) and issubclass(kind, BridgeError)
@@ -173,63 +174,29 @@ class Serving:
     # carriers and the agent
 
     async def _answer(self, dial_id: int, avoid: Sequence[str]) -> None:
-        door, agent = self._door, self.agent
-        try:
-            if self._gone is not None:
-                raise LinkLost(self._gone)
-            via, carrier = await self._place.dial(agent, avoid)
+        door = self._door
+        dialled = await self._agent.dial(avoid, first=not self.ready.done())
+        if not isinstance(dialled, str):
+            via, carrier = dialled
             if door is None:
                 carrier.close()
                 return
-            await door.bring(dial_id, via, carrier)
-            return
-        except HostKeyMismatch:  # someone in the target speaks in the agent's place: nothing of this session may go on
-            raise
-        except (Forbidden, VersionMismatch) as exc:  # a start need not try again; a session that has begun may see that mended
-            if not self.ready.done():
-                raise
-            why = exc.message
-        except AgentFailed as exc:
-            why = exc.message
             try:
-                await self._remake(agent)
-            except HostKeyMismatch:
-                raise
-            except BridgeError as failed:
-                why = f"{why}; {failed.message}"
-        except BridgeError as exc:
-            why = exc.message
-        except OSError as exc:
-            why = exc.strerror or str(exc)
-        log.info("! dial %d: %s", dial_id, why)
-        await self._tell(wire.CarrierFailed(dial_id, why))
-
-    async def _remake(self, broken: AgentIdentity) -> None:
-        """A new agent in place of `broken`, unless another task has made it meanwhile."""
-        async with self._remaking:
-            if self.agent is not broken:
+                await door.bring(dial_id, via, carrier)
                 return
-            self.agent = await untorn(self._place.start_agent(self._public_key, log.info), "make agent anew")
-            self._config = replace(self._config, host_key=self.agent.host_key, agent_id=self.agent.agent_id)
-            await self._tell(wire.Agent(self.agent.host_key, self.agent.agent_id))
+            except (BridgeError, OSError) as exc:
+                carrier.close()
+                dialled = str(exc)
+        log.info("! dial %d: %s", dial_id, dialled)
+        await self._tell(wire.CarrierFailed(dial_id, dialled))
 
-    async def _watch_target(self) -> None:
-        async for change in self._place.watch():
-            log.info("= target %s: %s", change.kind, change.why)
-            if change.kind == "gone":
-                self._gone = change.why
-                self._on_status(None, change.why)
-                continue
-            self._gone = None
-            # `back` is no trouble by itself: where the link fell with the target, the bridge says so
-            self._on_status(None, change.why if change.kind == "moved" else None)
-            if change.kind == "moved":
-                try:
-                    await self._remake(self.agent)
-                except HostKeyMismatch:
-                    raise
-                except BridgeError as exc:  # the next dial tries again
-                    log.warning("! the agent cannot be made anew: %s", exc.message)
+    async def _on_new_agent(self, agent: AgentIdentity) -> None:
+        self._config = replace(self._config, host_key=agent.host_key, agent_id=agent.agent_id)
+        await self._tell(wire.Agent(agent.host_key, agent.agent_id))
+
+    def _on_target(self, change: TargetChange) -> None:
+        # `back` is no trouble by itself: where the link fell with the target, the bridge says so
+        self._on_status(None, None if change.kind == "back" else change.why)
 
     # names on the app's own networks
 
