@@ -9,17 +9,16 @@ from tests.lab.boxes import App, eventually
 from tests.lab.dockerlab import Lab
 
 
-def _established(app: App, part: str) -> int:
-    """The TCP connections of which a part of the session holds a descriptor."""
+def _bridge_holds(app: App) -> int:
+    """Of the connections that are open in the session's namespace, those that the bridge has a descriptor of."""
     code = (
         "import os\n"
-        "held = 0\n"
-        "for fd in os.listdir('/proc/1/fd'):\n"
-        "    try: held += os.readlink(f'/proc/1/fd/{fd}').startswith('socket:')\n"
-        "    except OSError: pass\n"
-        "print(held)\n"
+        "lines = [line.split() for line in open('/proc/net/tcp')]\n"
+        "here = {f'socket:[{words[9]}]' for words in lines if words[3] == '01'}\n"
+        "assert here\n"
+        "print(sum(os.readlink(f'/proc/1/fd/{fd}') in here for fd in os.listdir('/proc/1/fd')))\n"
     )
-    done = app.part(part).exec_run(["/opt/mbridge/bin/python", "-c", code])
+    done = app.part("bridge").exec_run(["/opt/mbridge/bin/python", "-c", code])
     assert done.exit_code == 0, done.output
     return int(done.output)
 
@@ -29,17 +28,19 @@ def test_the_apps_connections_are_the_agents_and_status_says_so(lab: Lab, bridge
         status = eventually(app.status, until=lambda one: one["handed"], limit_s=10)
         assert status["link"]["via"] == "direct"
         assert " handed" in app.cli.run("status").stdout
-        before = _established(app, "bridge")
         talk = app.probing("keep_talking", host=lab.server_ip, seconds=6)
         eventually(app.status, until=lambda one: one["flows"] == 1, limit_s=10)
-        assert _established(app, "bridge") == before
+        eventually(lambda: _bridge_holds(app), until=lambda held: held == 0, limit_s=5)
         assert "count" in talk.answer()
 
 
 @pytest.mark.parametrize("via", ["direct", "exec"])
 def test_a_carrier_that_is_named_carries_the_connections_too(lab: Lab, bridge: Bridge, via: str) -> None:
     with bridge(f"docker/{lab.target.name}", "--via", via) as app:
-        assert app.probe("who", host=lab.server_ip)["peer"] == lab.target_ip
+        talk = app.probing("keep_talking", host=lab.server_ip, seconds=4)
+        eventually(app.status, until=lambda one: one["flows"] == 1, limit_s=10)
+        assert _bridge_holds(app) == 1
+        assert "count" in talk.answer()
         status = app.status()
         assert (status["handed"], status["link"]["via"]) == (False, via)
         assert not lab.client.volumes.list(filters={"name": f"mbridge-{app.session}-hand"})

@@ -24,12 +24,15 @@ _PIDFD_GETFD = 438  # of every architecture (pidfd_getfd(2)); Python has no call
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _descriptors(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
-
-
-def _settles(pid: int, count: int) -> None:
-    eventually(lambda: _descriptors(pid), until=lambda now: now == count, limit_s=10)
+def _held(pid: int, namespace: int) -> int:
+    """Of the connections that are open in the network namespace of process `namespace`, those that process `pid` has a descriptor of."""
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/{namespace}/net/{name}").read_text().splitlines()]
+    open_here = {f"socket:[{words[9]}]" for words in lines if words[3] == "01"}  # proc(5): state, inode
+    held = 0
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed since
+            held += os.readlink(path) in open_here
+    return held
 
 
 def test_the_bridge_holds_none_of_the_apps_connections_and_the_agent_has_both_ends_of_each(world) -> None:
@@ -38,16 +41,17 @@ def test_the_bridge_holds_none_of_the_apps_connections_and_the_agent_has_both_en
         assert app.recv(100) == b"cluster 10.77.0.3\n"
         return app
 
-    before = {"bridge": _descriptors(world.bridge.pid), "agent": _descriptors(world.agent.process.pid)}
+    bridge, agent = world.bridge.pid, world.agent.process.pid
+    others = _held(agent, agent)  # carriers
     with ExitStack() as stack:
         for _ in range(_MANY):
             stack.enter_context(world.ses.run(connect))
-        _settles(world.bridge.pid, before["bridge"])
-        _settles(world.agent.process.pid, before["agent"] + 2 * _MANY)
+        eventually(lambda: _held(bridge, bridge), until=lambda held: held == 0, limit_s=10)
+        assert (_held(agent, bridge), _held(agent, agent)) == (_MANY, others + _MANY)
         status = world.host.until(door.Status, lambda status: status.flows == _MANY)
         assert status.link.handed
     world.host.until(door.Status, lambda status: status.flows == 0)
-    _settles(world.agent.process.pid, before["agent"])
+    eventually(lambda: (_held(agent, bridge), _held(agent, agent)), until=lambda held: held == (0, others), limit_s=10)
 
 
 def test_the_link_being_cut_for_good_does_not_touch_what_is_handed(world) -> None:
