@@ -144,7 +144,8 @@ agent_options = stacked(
     click.option(
         "--via",
         metavar="auto|direct|port-forward|exec",
-        help="What carries the link; auto tries the fastest first, and gives TCP to the agent itself where app and target are on one engine.",
+        help="What carries the link; auto tries the fastest first, and gives TCP to the agent itself where app and target are on one "
+        "engine.",
     ),
     click.option("--agent", metavar="auto|ephemeral|pod", help="Where the agent runs."),
     click.option("--agent-image", metavar="IMAGE", help="Instead of the agent image that is built here."),
