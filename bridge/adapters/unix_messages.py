@@ -46,6 +46,8 @@ class UnixMessages:
         sock.setblocking(False)
 
     def start(self) -> None:
+        if self._over:  # what was sent before found nobody there
+            return
         self._loop.add_reader(self._sock.fileno(), self._readable)
 
     def send(self, message: bytes, fd: int | None = None) -> None:

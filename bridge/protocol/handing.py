@@ -8,7 +8,7 @@
               Abort     the app has given up, or the flow is to be reset
     agent     Ended     both sides of a flow have ended, or one was reset
 
-Numbers are the bridge's; one is free again after Refused or Ended, and after Abort of a flow that was never taken.
+Numbers are the bridge's, each used once. A flow that was taken ends with Ended, after Abort too; one that was not, with Abort.
 
 Limits: a packet of MAX_PACKET bytes. There is no version: both are of one release's images, and Hand (protocol/control.py) is only
 answered by an agent that knows it.
@@ -27,9 +27,9 @@ TOKEN_BYTES = 32
 MAX_PACKET = 512
 _MAX_TEXT = 255
 
-_NUMBERED = struct.Struct("!cI")
-_DIAL = struct.Struct("!cIH")
-_ENDED = struct.Struct("!cIQQ")
+_NUMBERED = struct.Struct("!cQ")
+_DIAL = struct.Struct("!cQH")
+_ENDED = struct.Struct("!cQQQ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def encode(message: Message) -> bytes:
         case Take(number):
             return _NUMBERED.pack(b"T", number)
         case Ended(number, sent, received, how):
-            return _ENDED.pack(b"E", number, sent, received) + how.encode()[:_MAX_TEXT]
+            return _ENDED.pack(b"E", number, sent, received) + _clipped(how)
         case Refused(number, errno_name):
             return _NUMBERED.pack(b"R", number) + errno_name.encode()
         case Abort(number):
@@ -123,6 +123,11 @@ def decode(packet: bytes) -> Message:
     except (struct.error, UnicodeDecodeError) as exc:
         raise RemoteProtocolError("handing: a packet of another shape") from exc
     raise RemoteProtocolError("handing: an unknown packet")
+
+
+def _clipped(text: str) -> bytes:
+    """What fits of it; no half of a character at the end."""
+    return text.encode()[:_MAX_TEXT].decode(errors="ignore").encode()
 
 
 def _number(packet: bytes) -> int:

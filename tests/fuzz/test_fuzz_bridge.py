@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from bridge.engine.datagrams import Datagrams
 from bridge.errors import RemoteProtocolError
 from bridge.model.rules import KEEP_S, Route, RuleSet, parse_rule
-from bridge.protocol import door, nfqueue, packets, udp
+from bridge.protocol import door, handing, nfqueue, packets, udp
 from bridge.protocol.dns import names_in_hosts
 
 LONG = settings(max_examples=3000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -113,3 +113,16 @@ def test_rules_have_routes_for_single_addresses_of_any_hosts_file_and_forget_the
     assert all(ip_network(route.network).num_addresses == 1 for route in standing)
     rules.pin({}, 0)
     assert standing <= set(rules.expire(KEEP_S))
+
+
+kinds = st.sampled_from([b"", b"H", b"D", b"O", b"R", b"T", b"A", b"E"])
+
+
+@LONG
+@given(st.builds(bytes.__add__, kinds, st.binary(max_size=handing.MAX_PACKET)))
+def test_packets_of_handing(packet: bytes) -> None:
+    with contextlib.suppress(RemoteProtocolError):
+        message = handing.decode(packet)
+        written = handing.encode(message)
+        assert len(written) <= handing.MAX_PACKET
+        assert handing.decode(written) == message
