@@ -97,6 +97,7 @@ class ChannelEnd:
     def _flush(self) -> None:
         sink = self._sink
         if sink is None:
+            self._look()
             return
         while self._kept and not self._paused and not self._over:
             piece = self._kept.popleft()

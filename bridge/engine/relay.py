@@ -14,6 +14,9 @@ an app must never take half an answer for a whole one.
 An urgent byte (MSG_OOB) is not passed on, but the stream round it is: the cluster reads what it would read with SO_OOBINLINE
 off. MSG_PEEK is the app's kernel's own affair.
 
+A RST may come with bytes before it. uvloop calls back once for both and then watches that socket no more (libuv, uv__poll_io), so
+each read asks for the error too; what was unread is lost with the connection, as to a peer without us.
+
 Limits: what is kept for sockets that take nothing is bounded by the channels' windows; where there are none (`ahead` of 0, a far end in
 this very process) by one piece a flow, and pieces are of 4 KiB from the moment that all pumps keep 16 MiB. A RST of the app that
 comes after its own FIN is noticed when there is something to send to it.
@@ -144,6 +147,8 @@ class _Pump:
         if size:
             self._sent += size
             self._channel.write(_buffer[:size])  # which copies what it cannot send at once
+            if not self._done and self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                self._app_reset()
             return
         self._app_ended = True
         self._watch()

@@ -164,6 +164,37 @@ def test_A07_a_reset_of_the_app_aborts_the_channel() -> None:
     run(scenario)
 
 
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_A07_a_reset_with_bytes_before_it_aborts_the_channel_too(size: int) -> None:
+    async def scenario(flow: Joined) -> None:
+        await asyncio.sleep(0)  # the pump watches
+        flow.app.setblocking(True)
+        flow.app.send(bytes(size))
+        flow.app.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        flow.app.close()
+        await flow.channel.until(lambda: bool(flow.ended))
+        assert flow.channel.told == ["abort"]
+        assert flow.ended[0][2] == "RESET by the app"
+
+    run(scenario)
+
+
+def test_A07_a_reset_that_came_while_the_window_was_full_is_noticed_when_it_is_not() -> None:
+    async def scenario(flow: Joined) -> None:
+        flow.sink.on_writable(False)
+        flow.app.send(bytes(1000))
+        flow.app.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        flow.app.close()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert flow.ended == []
+        flow.sink.on_writable(True)
+        await flow.channel.until(lambda: bool(flow.ended))
+        assert flow.channel.told == ["abort"]
+
+    run(scenario)
+
+
 def test_A07_a_reset_of_the_cluster_is_a_reset_at_the_app_even_with_bytes_pending() -> None:
     async def scenario(flow: Joined) -> None:
         while not flow.channel.paused:
