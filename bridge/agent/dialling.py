@@ -144,9 +144,12 @@ class _Dial:
             self._dialler.ended()
             self._channel.refuse(errno.errorcode.get(code, "EHOSTUNREACH"))
             return
-        assert sock is not None
-        self._over = True
+        self._sock = sock  # who hears that it is accepted may end it within that call: `on_lost`
         self._channel.accept()
+        if self._over:
+            return
+        self._over = True
+        assert sock is not None
         join(self._loop, sock, self._channel, self._flow_ended, has_spoken=False, ahead=self._ahead)
 
     def _flow_ended(self, sent: int, received: int, how: str) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -28,14 +29,26 @@ log = logging.getLogger(__name__)
 
 def accept_invitation(dialler: Dialler, token: bytes, path: Path) -> Hand | None:
     """Connect to the bridge's socket and serve it until it ends. None where there is no such socket: the bridge is elsewhere."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    sock = None
     try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         sock.connect(str(path))  # never waits: a full backlog is EAGAIN
     except OSError as exc:
-        sock.close()
+        if sock is not None:
+            sock.close()
         log.info("no connections are handed over here: %s: %s", path, (exc.strerror or str(exc)).lower())
         return None
     return Hand(dialler, sock, token)
+
+
+def _socket(fd: int) -> socket.socket:
+    """By whatever name: only addresses would tell the families apart, and asking the kernel takes three calls."""
+    try:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, fd)
+    except OSError as exc:
+        raise RemoteProtocolError("what came is no connection") from exc
+    sock.setblocking(False)
+    return sock
 
 
 class Hand:
@@ -45,6 +58,7 @@ class Hand:
         self._dialler = dialler
         self._loop = asyncio.get_running_loop()
         self._flows: dict[int, _Flow] = {}
+        self._over = False
         self._messages = UnixMessages(sock, self._on_message, self._on_lost, most_bytes=wire.MAX_PACKET, takes_fds=True)
         self.say(wire.Hello(token))
         self._messages.start()
@@ -54,20 +68,27 @@ class Hand:
 
     def close(self) -> None:
         self._messages.close()
-        self._on_lost("the agent ends")
+        self._on_lost("the agent has done with it")
 
-    def forget(self, number: int) -> None:
-        self._flows.pop(number, None)
+    def forget(self, flow: _Flow) -> bool:
+        """Whether it was known."""
+        known = self._flows.get(flow.number) is flow
+        if known:
+            del self._flows[flow.number]
+        return known
 
     def _on_message(self, packet: bytes, fd: int | None) -> None:
-        # By whatever name: only addresses would tell the families apart, and asking the kernel takes three calls
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, fd) if fd is not None else None
+        sock = None
         try:
+            if fd is not None:
+                sock, fd = _socket(fd), None
             self._obey(wire.decode(packet), sock)
         except RemoteProtocolError as exc:
             log.warning("! handing: %s", exc.message)
             if sock is not None:
                 sock.close()
+            if fd is not None:
+                os.close(fd)
             self._messages.close()
             self._on_lost(exc.message)
 
@@ -76,7 +97,7 @@ class Hand:
             case wire.Dial(number, address, port) if sock is None and number not in self._flows:
                 flow = self._flows[number] = _Flow(self, number)
                 self._dialler.dial(flow.far, address, port, ahead=0)
-            case wire.Take(number) if number in self._flows:
+            case wire.Take(number) if number in self._flows and self._flows[number].awaits_app:
                 self._flows[number].take(self._loop, sock)
             case wire.Abort(number) if sock is None:
                 if number in self._flows:  # not: it has ended, and the messages crossed
@@ -85,6 +106,9 @@ class Hand:
                 raise RemoteProtocolError("what a bridge does not say, or of a flow that is not")
 
     def _on_lost(self, why: str) -> None:
+        if self._over:
+            return
+        self._over = True
         log.info("x a bridge that handed connections over: %s", why)
         flows, self._flows = self._flows, {}
         for flow in flows.values():
@@ -96,28 +120,28 @@ class _Flow:
 
     def __init__(self, hand: Hand, number: int) -> None:
         self.far = _Far(self)
+        self.number = number
+        self.awaits_app = False  # dialled, and not taken yet
         self._hand = hand
-        self._number = number
         self._near = ChannelEnd()
         self._near.joined(self.far)
         self._reset: Callable[[str], None] | None = None
 
     def opened(self) -> None:
-        self._hand.say(wire.Opened(self._number))
+        self.awaits_app = True
+        self._hand.say(wire.Opened(self.number))
 
     def refused(self, errno_name: str) -> None:
-        self._hand.forget(self._number)
-        self._hand.say(wire.Refused(self._number, errno_name))
+        if self._hand.forget(self):
+            self._hand.say(wire.Refused(self.number, errno_name))
 
     def take(self, loop: asyncio.AbstractEventLoop, sock: socket.socket | None) -> None:
-        if sock is None or self._reset is not None:
-            log.warning("! handing: a connection came without its descriptor, or twice")
-            if sock is not None:
-                sock.close()
+        self.awaits_app = False
+        if sock is None:
+            log.warning("! handing: a connection came without its descriptor")
             self._near.abort()
             self._ended(0, 0, "RESET: its descriptor was lost")
             return
-        sock.setblocking(False)
         self._reset = join(loop, sock, self._near, self._ended, ahead=0)
 
     def abort(self, why: str) -> None:
@@ -127,8 +151,8 @@ class _Flow:
             self._near.abort()
 
     def _ended(self, sent: int, received: int, how: str) -> None:
-        self._hand.forget(self._number)
-        self._hand.say(wire.Ended(self._number, sent, received, how))
+        self._hand.forget(self)
+        self._hand.say(wire.Ended(self.number, sent, received, how))
 
 
 class _Far(ChannelEnd):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import itertools
 import logging
 import os
 import socket
@@ -64,7 +65,10 @@ class HandedFlow:
         self._number = number
 
     def take(self, sock: socket.socket, ended: Ended) -> Callable[[str], None]:
-        """Hand the app's connection over; `ended` and what is returned are as engine/relay.py's `join` has them."""
+        """Hand the app's connection over; `ended` and what is returned are as engine/relay.py's `join` has them.
+
+        Only that a reset is carried out by the agent: `ended` comes when the app has been sent its RST.
+        """
         return self._handing.take(self._number, sock, ended)
 
     def abort(self) -> None:
@@ -80,7 +84,7 @@ class Handing:
         self._loop = asyncio.get_running_loop()
         self._agent: Messages | None = None
         self._token: bytes | None = None
-        self._number = 0
+        self._numbers = itertools.count(1)
         self._dialled: dict[int, Answered] = {}
         self._opened: set[int] = set()
         self._taken: dict[int, Ended] = {}
@@ -129,7 +133,7 @@ class Handing:
         """Have the agent dial. False where none is live; else `answered` is called once, as by needs.Link.begin_flow."""
         if self._agent is None:
             return False
-        self._number = number = (self._number + 1) & 0xFFFFFFFF
+        number = next(self._numbers)
         self._dialled[number] = answered
         self._agent.send(wire.encode(wire.Dial(number, address, port)))
         return True
@@ -146,9 +150,9 @@ class Handing:
         self._agent.send(wire.encode(wire.Take(number)), sock.detach())
 
         def reset(why: str) -> None:
-            if self._taken.pop(number, None) is not None:
+            if self._taken.get(number) is ended:  # else it has ended, or this was said before
+                self._taken[number] = lambda sent, received, _: ended(sent, received, f"RESET {why}")
                 self._abort(number)
-                ended(0, 0, f"RESET {why}")
 
         return reset
 
@@ -172,10 +176,8 @@ class Handing:
                     self.abort(number)
             case wire.Refused(number, errno_name) if number in self._dialled:
                 self._dialled.pop(number)(FlowRefused(errno_name))
-            case wire.Ended(number, sent, received, how):
-                ended = self._taken.pop(number, None)  # none: we have aborted it, and the messages crossed
-                if ended is not None:
-                    ended(sent, received, how)
+            case wire.Ended(number, sent, received, how) if number in self._taken:
+                self._taken.pop(number)(sent, received, how)
             case _:
                 raise RemoteProtocolError("handing: what an agent does not say, or of a flow that is not")
 

@@ -21,6 +21,7 @@ Limits: 16,384 flows being opened at once. While the link is down dials wait ins
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Collection
 from typing import Generic, Protocol, TypeVar
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 HOLD_S = 130.0  # longer than connect()'s own 127 s (tcp_syn_retries 6, tcp(7))
 ARRIVE_S = 2.0
+LEFT_S = 1.0
 _MAX_OPENING = 16384
 _MOVED = "EHOSTUNREACH"  # to a connect() from an address that the session is losing
 
@@ -143,6 +145,7 @@ class Outgoing:
         self._loop = asyncio.get_running_loop()
         self._holds: _Limit[_Hold] = _Limit(self._loop, HOLD_S, _Hold.give_up)
         self._arrivals: _Limit[Key] = _Limit(self._loop, ARRIVE_S, self._expire)
+        self._flow_ended = asyncio.Event()
         self.flows = 0
         self.opened_ever = 0
 
@@ -188,6 +191,14 @@ class Outgoing:
         for app_addr, reset in list(self._joined.values()):
             if app_addr in addresses:
                 reset("as the target has another address")
+
+    async def until_left(self, addresses: Collection[str]) -> None:
+        """Until all that `leave` has reset is, for what was handed over the agent does it; at most LEFT_S."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEFT_S):
+                while any(app_addr in addresses for app_addr, _ in self._joined.values()):
+                    self._flow_ended.clear()
+                    await self._flow_ended.wait()
 
     async def _open_held(self, key: Key, packet_id: int) -> None:
         app_addr, app_port, address, port = key
@@ -294,6 +305,7 @@ class Outgoing:
             nonlocal over
             over = True
             self._joined.pop(number, None)
+            self._flow_ended.set()
             self.flows -= 1
             if debug:
                 log.debug("x flow %d tcp app %s:%d -> %s:%d %s, %d bytes out, %d in", number, *key, how, sent, received)

@@ -131,6 +131,7 @@ class Wired:
             self._kept = []  # these stand; from here on they end as what is learned does
             if self.outgoing is not None:
                 self.outgoing.leave(left)
+                await self.outgoing.until_left(left)
             await self._routes.take_away_stale()
 
     async def _look_at_networks(self) -> None:
