@@ -157,7 +157,7 @@ def world_of(plan: Plan) -> World:
 async def leftovers(engine: Engine, label: str) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
     """What bears `label` on an engine, by session, each with what removes it."""
     await engine.connect()
-    by_session: dict[str, list[str]] = {volume.split("-")[1]: [] for volume in await engine.volumes(label)}
+    by_session: dict[str, list[str]] = {volume.removeprefix("mbridge-").partition("-")[0]: [] for volume in await engine.volumes(label)}
     for container in await engine.containers(label=[label]):
         by_session.setdefault(container["Labels"].get("mbridge.session", ""), []).append(container["Id"])
 

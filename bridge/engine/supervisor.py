@@ -157,10 +157,10 @@ class Supervisor:
         if (host_key, agent_id) == (self._agent.host_key, self._agent.agent_id):
             return
         self._agent = Agent(host_key, agent_id)
-        if self._handing is not None:
-            self._handing.drop("the agent was made anew")
         for kept in (self._control, self._flows):
             kept.agent_changed(self._agent)
+        if self._handing is not None:  # last: what it has not answered is not put to the old connection
+            self._handing.drop("the agent was made anew")
 
     # What the engine asks
 
@@ -182,7 +182,9 @@ class Supervisor:
 
         def handed(answer: Flow | FlowRefused | LinkError) -> bool:
             """The link is asked again where the agent may speak of a target that is no more: over it a flow waits for the next one."""
-            unsure = isinstance(answer, LinkError) or (isinstance(answer, FlowRefused) and answer.errno_name in _UNSURE)
+            if isinstance(answer, FlowRefused) and answer.errno_name in _UNSURE:
+                answer = LinkLost(f"the target may be gone: {answer.errno_name}")
+            unsure = isinstance(answer, LinkError)
             return (unsure and self._begin_by_link(address, port, app, answered)) or answered(answer)
 
         return self._handing.begin(address, port, handed) or self._begin_by_link(address, port, app, answered)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
 
+from bridge.engine.handing import Handing
 from bridge.engine.supervisor import Supervisor
 from bridge.errors import BridgeError, LinkError, LinkLost
 from bridge.model.facts import Facts
 from bridge.protocol import control, udp
+from bridge.protocol import handing as wire
 from bridge.protocol.door import LinkStatus
+from tests.unit.engine.handed import Peer
 from tests.unit.virtual import run
 
 FACTS = Facts("orders-0", ("10.0.3.7/24",), "nameserver 10.0.0.10\n", "")
@@ -70,6 +74,7 @@ class Ssh:
         self.on_message: Callable[[control.Message], None] | None = None
         self.on_udp: Callable[[udp.Message], None] | None = None
         self.asked: list[control.Ask] = []
+        self.invitations: list[control.Hand] = []
         self.datagrams: list[udp.Message] = []
         self.flows: list[tuple[str, int]] = []
         transport.ssh = self
@@ -88,7 +93,8 @@ class Ssh:
 
     def begin_flow(self, address: str, port: int, app: tuple[str, int], answered: Callable[[Any], bool]) -> bool:
         self.flows.append((address, port))
-        return answered(f"flow to {address}:{port} by {self.host_key}")
+        answered(f"flow to {address}:{port} by {self.host_key}")
+        return True
 
     async def open_control(self, on_message: Callable[[control.Message], None]) -> Ssh:
         self.on_message = on_message
@@ -106,8 +112,11 @@ class Ssh:
         return bytes(32)
 
     def send(self, message: control.Message) -> None:
-        assert isinstance(message, control.Ask)
-        self.asked.append(message)
+        if isinstance(message, control.Hand):
+            self.invitations.append(message)
+        else:
+            assert isinstance(message, control.Ask)
+            self.asked.append(message)
         self.world.changed.set()
 
     def answer(self, answer: bytes = b"answer", error: str | None = None) -> None:
@@ -134,8 +143,10 @@ class Datagrams:
 class World:
     """The host beside the supervisor. While `brings` each dial gets a carrier at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, handed: bool) -> None:
         loop = asyncio.get_running_loop()
+        self.peers: list[Peer] = []
+        self.handing = Handing(self._make_messages) if handed else None
         self.brings = True
         self.why, self.final = "connection refused", False
         self.fails_at_secret = 0
@@ -155,7 +166,20 @@ class World:
             connect_ssh=self.connect_ssh,
             now=lambda: 1_000_000 + loop.time(),
             random=lambda: 0.0,
+            handing=self.handing,
         )
+
+    def _make_messages(self, sock: socket.socket, on_message: Any, on_lost: Any, **_: Any) -> Peer:
+        sock.close()
+        self.peers.append(Peer(on_message, on_lost))
+        return self.peers[-1]
+
+    def handed(self) -> Peer:
+        """The agent has followed the last invitation."""
+        assert self.handing is not None
+        self.handing.on_connection(socket.socket())
+        self.peers[-1].say(wire.Hello(self.control.invitations[-1].token))
+        return self.peers[-1]
 
     def dial(self, number: int, avoid: Sequence[str]) -> None:
         loop = asyncio.get_running_loop()
@@ -201,11 +225,13 @@ class World:
         return self.statuses[-1]
 
 
-def with_link(test: Callable[[World, Supervisor], Coroutine[Any, Any, None]], *, fails: type[LinkError] | None = None) -> None:
+def with_link(
+    test: Callable[[World, Supervisor], Coroutine[Any, Any, None]], *, fails: type[LinkError] | None = None, handed: bool = False
+) -> None:
     """Run `test` beside a running supervisor, and stop that in order."""
 
     async def whole() -> None:
-        world = World()
+        world = World(handed)
         async with asyncio.TaskGroup() as group:
             running = group.create_task(_run(world.supervisor, fails), name="run")
             await test(world, world.supervisor)

@@ -19,44 +19,8 @@ from bridge.engine.relay import prepare
 from bridge.errors import LinkLost
 from bridge.protocol import handing as wire
 from bridge.protocol.control import FlowRefused
+from tests.unit.engine.handed import Peer
 from tests.unit.virtual import run
-
-
-class Peer:
-    """A connection to the bridge's socket, from its far end."""
-
-    def __init__(self, on_message: Callable[[bytes, int | None], None], on_lost: Callable[[str], None]) -> None:
-        self._on_message = on_message
-        self._on_lost = on_lost
-        self.started = self.closed = self.breaks = False
-        self.heard: list[wire.Message] = []
-        self.fds: list[int] = []
-
-    def start(self) -> None:
-        self.started = True
-
-    def send(self, message: bytes, fd: int | None = None) -> None:
-        if fd is not None and (self.closed or self.breaks):
-            os.close(fd)
-        elif fd is not None:
-            self.fds.append(fd)
-        if self.breaks and not self.closed:
-            self.end()
-        elif not self.closed:
-            self.heard.append(wire.decode(message))
-
-    def close(self) -> None:
-        self.closed = True
-
-    def say(self, message: wire.Message | bytes) -> None:
-        assert self.started
-        if not self.closed:  # as adapters/unix_messages.py, which reads no more then
-            self._on_message(message if isinstance(message, bytes) else wire.encode(message), None)
-
-    def end(self, why: str = "it has ended") -> None:
-        assert not self.closed
-        self.closed = True
-        self._on_lost(why)
 
 
 class Flow:
@@ -180,13 +144,18 @@ def test_an_older_token_and_a_wrong_one_are_worth_nothing() -> None:
         before.say(wire.Hello(bytes(32)))  # nobody is invited yet
         older = world.handing.invite()
         newer = world.handing.invite()
-        world.handing.drop("the agent was made anew")
-        ancient = newer
-        newer = world.handing.invite()
-        for token in (older, ancient, bytes(32)):
+
+        def refused(token: bytes) -> bool:
             peer = world.newcomer()
             peer.say(wire.Hello(token))
-            assert peer.closed
+            return peer.closed
+
+        assert refused(older)
+        assert refused(bytes(32))
+        world.handing.drop("the agent was made anew")
+        assert refused(newer)
+        newer = world.handing.invite()
+        assert refused(bytes(32))
         assert before.closed
         assert world.changes == []
         peer = world.newcomer()
