@@ -33,6 +33,13 @@ def test_status_shows_what_is_bridged_and_since_when() -> None:
     assert row.endswith("8000:8000")
 
 
+@pytest.mark.parametrize("handed", [True, False])
+def test_status_says_whether_connections_are_handed_to_the_agent(handed: bool) -> None:
+    wiring = FakeWiring(running=[status(handed=handed)])
+    assert ("direct up handed" in mbridge("status", wiring=wiring).out) is handed
+    assert json.loads(mbridge("status", "--json", wiring=wiring).out)[0]["handed"] is handed
+
+
 def test_status_says_why_not_and_what_is_degraded_beneath_the_session() -> None:
     link = LinkStatus(None, "connecting", since(seconds=12))
     one = status(state=State.RECONNECTING, why="the target shop-api has stopped", link=link, warnings=("no NFQUEUE",), app="orders")

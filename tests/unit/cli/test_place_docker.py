@@ -314,3 +314,25 @@ def test_where_the_process_cannot_be_read_its_containers_settings_stand_in(tmp_p
         assert await _place(engine).environ() == Environ(b"FROM=spec\0", said)
 
     _run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("volume", [None, "mbridge-abcdef-hand"])
+def test_an_agent_that_shares_the_bridges_engine_may_look_into_their_volume_and_no_other_has_one(
+    tmp_path: Path, volume: str | None
+) -> None:
+    async def scenario(engine: FakeEngine) -> None:
+        await _target(engine)
+        _agent_says(engine, FIRST_LINE)
+        await _place(engine, hand_volume=volume).start_agent(KEY, lambda _: None)
+        agent = engine.named("mbridge-abcdef-agent")
+        assert agent is not None
+        mounts = agent.host["Mounts"]
+        if volume is None:
+            assert mounts == []
+            return
+        (mount,) = mounts
+        assert (mount["Type"], mount["Source"], mount["Target"], mount["ReadOnly"]) == ("volume", volume, "/run/mbridge-hand", True)
+        made = mount["VolumeOptions"]  # the agent is there first: the engine makes the volume, for `down` to find by these
+        assert made == {"NoCopy": True, "Labels": {"mbridge.session": "abcdef", "mbridge.owner": "me"}}
+
+    _run(tmp_path, scenario)

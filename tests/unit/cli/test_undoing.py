@@ -137,11 +137,19 @@ def test_what_a_lost_folder_left_is_swept_its_volume_too_and_known_sessions_stay
         await _made(engine, folder)
         client = await Engine(engine.endpoint).connect()
         await client.create(None, {"Image": "app:1", "Labels": _labels("", "probe")})  # a killed `doctor`'s
-        await client.create_volume("mbridge-yyyyyy", {"mbridge.session": "yyyyyy", "mbridge.owner": sessions.owner()})
+        for name in ("mbridge-yyyyyy", "mbridge-yyyyyy-hand"):
+            await client.create_volume(name, {"mbridge.session": "yyyyyy", "mbridge.owner": sessions.owner()})
+        odd = {"mbridge.session": "xxxxxx", "mbridge.owner": sessions.owner()}
+        await client.create_volume("byhand", odd)  # somebody has copied our labels
         said: list[str] = []
         await undoing.sweep(said.append)
-        assert sorted(said) == ["removing what a command left", "removing what session yyyyyy left", "removing what session zzzzzz left"]
-        assert list(engine.volumes) == ["mbridge-abcdef"]
+        assert sorted(said) == [
+            "removing what a command left",
+            "removing what session byhand left",
+            "removing what session yyyyyy left",
+            "removing what session zzzzzz left",
+        ]
+        assert list(engine.volumes) == ["mbridge-abcdef", "byhand"]
         assert engine.named("neighbour") is None
         assert engine.named("mbridge-abcdef-app") is not None
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bridge.errors import RemoteProtocolError, VersionMismatch
 from bridge.model.facts import Facts
 from bridge.protocol import control
-from bridge.protocol.control import Answer, Ask, FactsTold, Hello
+from bridge.protocol.control import Answer, Ask, FactsTold, Hand, Hello
 
 short = st.text(max_size=60)
 facts = st.builds(
@@ -30,6 +30,7 @@ messages = st.one_of(
     st.builds(FactsTold, facts),
     st.builds(Ask, numbers, short, st.binary(max_size=600), st.booleans()),
     st.builds(Answer, numbers, st.binary(max_size=600), st.one_of(st.none(), short)),
+    st.builds(Hand, st.binary(max_size=64)),
 )
 
 
@@ -51,10 +52,11 @@ def test_anything_else_is_ignored_or_refused_by_name(body: bytes) -> None:
         assert control.decode(body) is None
 
 
-@pytest.mark.parametrize("kind", ["hello", "facts", "ask", "answer"])
+@pytest.mark.parametrize("kind", ["hello", "facts", "ask", "answer", "hand"])
 @given(
     st.dictionaries(
-        st.sampled_from(["id", "version", "release", "query", "answer", "nameserver", "facts", "text"]), st.none() | st.integers() | short
+        st.sampled_from(["id", "version", "release", "query", "answer", "nameserver", "facts", "text", "token"]),
+        st.none() | st.integers() | short,
     )
 )
 def test_a_message_with_wrong_fields_never_passes_for_a_right_one(kind: str, fields: dict[str, object]) -> None:

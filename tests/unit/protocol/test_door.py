@@ -26,6 +26,7 @@ MESSAGES: list[door.Message] = [
     door.Ready(FACTS, "nameserver 10.0.0.2\n"),
     door.Status(door.LinkStatus("connected", 1764300000.5, "direct"), ("no IPv6",), "iptables", 3, 9, 1),
     door.Status(door.LinkStatus("reconnecting", 1764300000.0, None, "the carrier ended")),
+    door.Status(door.LinkStatus("connected", 1764300000.0, "direct", None, handed=True)),
     door.Failed("KernelLacks", "no tun", "modprobe tun"),
 ]
 
