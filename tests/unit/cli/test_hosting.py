@@ -219,3 +219,17 @@ def test_what_cannot_be_removed_is_named_and_kept_for_down(play: Play) -> None:
         await sessions.down(folder, lambda line: None)
 
     play(scenario)
+
+
+def test_the_status_file_says_whether_connections_are_handed_over(play: Play) -> None:
+    async def scenario(world: World) -> None:
+        async with asyncio.TaskGroup() as group:
+            hosted = group.create_task(world.host(signals_end_it=True))
+            await world.started.wait()
+            assert not world.status().handed
+            world.bridge.say(wire.Status(wire.LinkStatus("connected", 0.0, "direct", handed=True)))
+            await world.until(lambda: world.status().handed)
+            os.kill(os.getpid(), signal.SIGTERM)
+            await hosted
+
+    play(scenario)

@@ -98,6 +98,22 @@ def test_with_the_agent_its_flows_are_counted_no_more() -> None:
     play(scenario)
 
 
+def test_an_app_that_arrives_after_its_agent_has_gone_is_counted_no_more_and_holds_nothing_up() -> None:
+    async def scenario(world: World) -> None:
+        world.outgoing.on_syn(HeldSyn(1, APP, 40001, *SERVER))
+        dial = world.agent.heard[-1]
+        assert isinstance(dial, wire.Dial)
+        world.agent.say(wire.Opened(dial.number))
+        world.agent.end()
+        world.outgoing.on_arrival(Arrival(40001))
+        assert (world.outgoing.flows, world.outgoing.opened_ever) == (0, 1)
+        start = asyncio.get_running_loop().time()
+        await world.outgoing.until_left({APP})
+        assert asyncio.get_running_loop().time() == start
+
+    play(scenario)
+
+
 def test_an_app_that_does_not_arrive_within_2_s_has_its_flow_aborted() -> None:
     async def scenario(world: World) -> None:
         world.outgoing.on_syn(HeldSyn(1, APP, 40001, *SERVER))
@@ -120,7 +136,9 @@ def test_A38_an_address_is_left_when_the_agent_has_reset_what_came_from_it_and_o
         assert not left.done()
         assert world.outgoing.flows == 2
         world.agent.say(wire.Ended(number, 0, 0, "RESET by the bridge"))
+        said = asyncio.get_running_loop().time()
         await left
+        assert asyncio.get_running_loop().time() == said
         assert world.outgoing.flows == 1
         assert wire.Abort(another) not in world.agent.heard
 
