@@ -289,7 +289,7 @@ class Joined:
         return [how for _, _, how in self.ended]
 
     def begin(self, at: int, sock: socket.socket) -> None:
-        join(asyncio.get_running_loop(), sock, self.ends[at], self.on_ended)
+        join(asyncio.get_running_loop(), sock, self.ends[at], self.on_ended, ahead=0)
 
 
 @asynccontextmanager
