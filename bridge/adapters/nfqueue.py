@@ -101,6 +101,12 @@ class SynQueue:
         except OSError as exc:  # ENOENT: the packet is gone with its netns; ENOBUFS: the kernel sends the SYN again
             log.debug("! verdict not taken: %s", exc)
 
+    def _watch_again(self) -> None:
+        """uvloop watches no more what had an error (libuv, uv__poll_io)."""
+        if self._socket is not None and self._loop is not None:
+            self._loop.remove_reader(self._socket.fileno())
+            self._loop.add_reader(self._socket.fileno(), self._read)
+
     def _read(self) -> None:
         """One packet, for there is rarely another: asking once more costs more than a turn of the loop where there is."""
         assert self._socket is not None
@@ -111,6 +117,8 @@ class SynQueue:
         except OSError as exc:
             if exc.errno == errno.ENOBUFS:  # more SYNs than the socket holds: the kernel dropped some, they come again
                 log.warning("the packet queue overflowed; some connections start a second later")
+                assert self._loop is not None
+                self._loop.call_soon(self._watch_again)
                 return
             raise
         for message in wire.parse(data):

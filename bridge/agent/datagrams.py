@@ -122,17 +122,28 @@ class _Association:
         return sock
 
     def _readable(self, sock: socket.socket) -> None:
+        errors = 0
         for _ in range(_PER_WAKE):
             try:
                 data, place = sock.recvfrom(_MAX_DATAGRAM)
             except BlockingIOError:
-                self._read_errors(sock)
-                return
+                errors += self._read_errors(sock)
+                break
             except OSError:
-                self._read_errors(sock)
+                errors += 1 + self._read_errors(sock)
                 continue
             self.used_at = self._loop.time()
             self._send_message(udp.Datagram(self._number, place[0].partition("%")[0], place[1], data))
+
+        else:
+            errors += self._read_errors(sock)
+        if errors:  # uvloop watches no more what had one (libuv, uv__poll_io)
+            self._loop.call_soon(self._watch_again, sock)
+
+    def _watch_again(self, sock: socket.socket) -> None:
+        if sock in self._sockets.values():
+            self._loop.remove_reader(sock.fileno())
+            self._loop.add_reader(sock.fileno(), self._readable, sock)
 
     def _read_errors(self, sock: socket.socket) -> int:
         """Tell the bridge of what the error queue holds; how many there were."""

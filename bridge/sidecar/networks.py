@@ -50,8 +50,15 @@ async def _follow(sock: socket.socket, look: Callable[[], Awaitable[None]]) -> N
         try:
             while sock.recv(_READ_BYTES):
                 pass
-        except OSError:  # nothing left, or the kernel's queue was full
+        except BlockingIOError:
             pass
+        except OSError:  # the kernel's queue was full; uvloop watches no more what had an error (libuv, uv__poll_io)
+            loop.call_soon(watch)
+
+    def watch() -> None:
+        if sock.fileno() >= 0:
+            loop.remove_reader(sock.fileno())
+            loop.add_reader(sock.fileno(), on_message)
 
     loop.add_reader(sock.fileno(), on_message)
     try:
