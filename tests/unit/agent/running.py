@@ -48,6 +48,7 @@ class Running:
             socket_path=self._tmp_path / "run/agent.sock",
             etc=self._tmp_path / "etc",
             dns_port=self._dns_port,
+            hand_path=self._tmp_path / "bridge.sock",
         )
         await self.agent.__aenter__()
         return self

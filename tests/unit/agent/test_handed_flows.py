@@ -26,8 +26,10 @@ from bridge.engine.accepting import Accepting
 from bridge.engine.handing import HandedFlow, Handing
 from bridge.engine.relay import prepare
 from bridge.errors import LinkLost
+from bridge.protocol import control
 from bridge.protocol import handing as wire
 from bridge.protocol.control import FlowRefused
+from tests.unit.agent.running import Running
 
 FDS = Path("/proc/self/fd")
 RESET_AT_CLOSE = struct.pack("ii", 1, 0)
@@ -477,3 +479,29 @@ def test_where_no_bridge_listens_or_one_has_just_gone_nothing_is_handed_and_noth
         await pair.live()
 
     play(tmp_path, scenario)
+
+
+def test_an_invitation_on_the_control_channel_is_followed_and_a_later_one_ends_the_first(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(str(tmp_path / "bridge.sock"))
+            listener.setblocking(False)
+            listener.listen()
+            async with Running(tmp_path) as running, asyncio.timeout(10):
+                channel, messages = await running.control()
+                came: list[socket.socket] = []
+                for token in (b"1" * 32, b"2" * 32):
+                    channel.send(control.Hand(token))
+                    came.append((await loop.sock_accept(listener))[0])
+                    assert wire.decode(await loop.sock_recv(came[-1], 100)) == wire.Hello(token)
+                assert await loop.sock_recv(came[0], 100) == b""
+                listener.close()
+                channel.send(control.Hand(b"3" * 32))  # nobody is there: the link goes on
+                assert await loop.sock_recv(came[1], 100) == b""
+                assert isinstance(await messages.get(), control.FactsTold)
+                assert not running.agent.ended.is_set()
+            for sock in came:
+                sock.close()
+
+    asyncio.run(scenario())
