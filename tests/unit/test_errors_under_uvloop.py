@@ -6,14 +6,18 @@ import asyncio
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import uvloop
 
+from bridge.adapters.kube.pump import Pump
 from bridge.adapters.nfqueue import SynQueue
+from bridge.adapters.resumable.carrier import Carrier
 from bridge.agent.datagrams import Associations
 from bridge.protocol import udp
+from bridge.protocol.channels import Channels
 from bridge.sidecar import networks
 
 Run = Callable[[Awaitable[None]], None]
@@ -138,5 +142,60 @@ def test_changes_of_the_networks_are_heard_after_too_many_came_at_once(run: Run,
             assert await empty(sock)
             following.cancel()
             await asyncio.wait([following])
+
+    run(scenario())
+
+
+def reset_with_bytes_before_it(sock: socket.socket, said: bytes) -> None:
+    """A RST of TCP, or what a Unix socket makes of an end over unread bytes."""
+    sock.send(said)
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def connected(family: int) -> tuple[socket.socket, socket.socket]:
+    if family == socket.AF_UNIX:
+        return socket.socketpair()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+        return near, far
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
+def test_A37_a_carrier_that_is_reset_behind_its_last_bytes_is_lost_at_once(run: Run, family: int) -> None:
+    """Its silence would be noticed after 15 s."""
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        near, far = connected(family)
+        carrier, heard, lost = Carrier(loop, [near]), bytearray(), asyncio.Event()
+        carrier.start(heard.extend, lambda why: lost.set(), lambda: None)
+        carrier.write([b"unread"])
+        carrier.read(True)
+        await asyncio.sleep(0)
+        reset_with_bytes_before_it(far, b"last words")
+        await lost.wait()
+        assert bytes(heard) == b"last words"
+
+    run(scenario())
+
+
+def test_a_stream_whose_caller_has_dropped_it_behind_its_last_bytes_ends(run: Run) -> None:
+    async def scenario() -> None:
+        near, far = socket.socketpair()
+        for end in (near, far):
+            end.setblocking(False)
+        written = bytearray()
+        transport = SimpleNamespace(write=written.extend, set_protocol=lambda protocol: None)
+        protocol = SimpleNamespace(set_parser=lambda parser, payload: None, connection_lost=lambda exc: None)
+        answer: Any = SimpleNamespace(connection=SimpleNamespace(transport=transport, protocol=protocol), close=lambda: None)
+        pump = Pump(answer, far, Channels(0, frozenset({1}), 0))
+        far.send(b"unread")
+        await asyncio.sleep(0)
+        reset_with_bytes_before_it(near, b"last words")
+        await pump.ended
+        assert b"last words" in written
 
     run(scenario())

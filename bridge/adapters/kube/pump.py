@@ -160,13 +160,18 @@ class Pump(asyncio.Protocol):
         except OSError:
             count = 0
         if not count:
-            self._read_caller(False)
-            self._say(self._wire.ending)
-            self._linger = self._loop.call_later(_LINGER_S, self._end)
+            self._caller_ended()
             return
         head = self._wire.head(count)
         # one write, one TLS record where it fits
         self._transport.write(b"".join((wsframes.header(len(head) + count), head, memoryview(self._buffer)[:count])))
+        if self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):  # uvloop does not call back a second time (libuv, uv__poll_io)
+            self._caller_ended()
+
+    def _caller_ended(self) -> None:
+        self._read_caller(False)
+        self._say(self._wire.ending)
+        self._linger = self._loop.call_later(_LINGER_S, self._end)
 
     def _end(self) -> None:
         """Close both; what the caller has not taken yet is still given to it."""

@@ -5,6 +5,9 @@ on sockets and pipes alike. What was read is consumed during `on_bytes`. A carri
 side and reads on until the far end does the same, because closing a TCP socket with unread bytes resets it and destroys
 what is still under way.
 
+A reset may come with bytes before it. uvloop calls back once for both and then watches that one no more (libuv, uv__poll_io), so each
+read of a socket asks for its error too.
+
 Limits: one read of 1 MiB per wake-up, so that other flows get their turn; an ending carrier is closed after 2 s anyway.
 """
 
@@ -48,6 +51,7 @@ class Carrier:
         self._pending: list[Buffer] = []
         self._reading = self._failed = self._ending = self._closed = False
         self._linger: asyncio.TimerHandle | None = None
+        self._sock: socket.socket | None = None  # of which `_read_fd` is the descriptor
         for fd in set(numbers):
             os.set_blocking(fd, False)
         self._tune()
@@ -110,6 +114,8 @@ class Carrier:
             self._pending = []
         if self._linger is not None:
             self._linger.cancel()
+        if self._sock is not None:
+            self._sock.detach()
         for fd in {self._read_fd, self._write_fd} - {-1}:
             os.close(fd)
 
@@ -122,13 +128,15 @@ class Carrier:
         except OSError as exc:
             self._lost(_words(exc))
             return False
-        if size:
-            self._on_bytes(self._view[:size])
-        else:
+        if not size:
             self._lost("the far end closed the carrier")
-        return size > 0
+            return False
+        self._on_bytes(self._view[:size])
+        if self._sock is not None and not self._closed and (code := self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
+            self._failing(_words(OSError(code, os.strerror(code))))
+        return not self._closed
 
-    def _write_failed(self, why: str) -> None:
+    def _failing(self, why: str) -> None:
         """The far end is gone. What it said before, perhaps its CLOSE, can still be read."""
         for _ in range(_LAST_READS):
             if self._closed or not self._reading or not self._readable():
@@ -142,7 +150,7 @@ class Carrier:
             return
         except OSError as exc:
             self._pending, self._failed = [], True
-            self._loop.call_soon(self._write_failed, _words(exc))
+            self._loop.call_soon(self._failing, _words(exc))
             return
         self._pending = _after(self._pending, sent)
 
@@ -161,10 +169,9 @@ class Carrier:
             os.close(self._write_fd)
             self._write_fd = -1
             return
-        with socket.socket(fileno=self._write_fd) as sock:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_WR)
-            sock.detach()
+        assert self._sock is not None, "one descriptor for both ways is a socket's"
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
 
     def _lost(self, why: str) -> None:
         if self._closed:
@@ -180,10 +187,13 @@ class Carrier:
                 with contextlib.suppress(OSError):
                     fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
             elif stat.S_ISSOCK(mode):
-                with socket.socket(fileno=fd) as sock:
-                    if sock.family in (socket.AF_INET, socket.AF_INET6):
-                        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
+                sock = socket.socket(fileno=fd)
+                if sock.family in (socket.AF_INET, socket.AF_INET6):
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
+                if fd == self._read_fd:
+                    self._sock = sock
+                else:
                     sock.detach()
 
 
