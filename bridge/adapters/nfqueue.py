@@ -38,7 +38,7 @@ _MARKS = {
 
 
 class SynQueue:
-    """Holds SYNs. `open()` binds; `on_syn` gets each of them; `accept`, `refuse` or `drop` ends the hold."""
+    """Holds SYNs, from `open()` on. From `start()` on `on_syn` gets each of them; `accept`, `refuse` or `drop` ends the hold."""
 
     def __init__(self, queue: int, on_syn: Callable[[wire.HeldSyn], None]) -> None:
         self.queue = queue
@@ -47,7 +47,7 @@ class SynQueue:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def open(self) -> None:
-        """Bind to the queue; KernelLacks where there is none."""
+        """Bind to the queue: the kernel holds what comes, and nobody is told yet. KernelLacks where there is none."""
         try:
             sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
         except OSError as exc:
@@ -70,7 +70,11 @@ class SynQueue:
         sock.setblocking(False)
         self._socket = sock
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(sock.fileno(), self._read)
+
+    def start(self) -> None:
+        assert self._socket is not None, "after open()"
+        assert self._loop is not None
+        self._loop.add_reader(self._socket.fileno(), self._read)
 
     def close(self) -> None:
         if self._socket is not None and self._loop is not None:

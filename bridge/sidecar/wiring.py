@@ -84,6 +84,7 @@ class Wired:
         self._unmet = tuple(unmet(read_setting))
         self._loop = asyncio.get_running_loop()
         self._listener = Listener()
+        self._queue: SynQueue | None = None
         self._resolver: Resolver | None = None
         self._resolvers: dict[str, tuple[ResolverSockets, asyncio.Task[None]]] = {}
         self.facts: Facts | None = None
@@ -102,6 +103,8 @@ class Wired:
         self._start_outgoing(self._listener)
         self._start_dns()
         await self._redirect(facts)
+        if self._queue is not None:  # not before: the table of an earlier bridge sends what is accepted to a port where nobody is now
+            self._queue.start()
         self._start_datagrams(tun_fd, self._own_networks())
         self._group.create_task(follow(self._look_at_networks), name="networks")
         self.facts = facts
@@ -199,7 +202,7 @@ class Wired:
 
     def _start_outgoing(self, listener: Listener) -> None:
         self.holder = nft.hold_syns(self.tun, _QUEUE, tuple(self.config.loopback))
-        queue = SynQueue(_QUEUE, lambda syn: outgoing.on_syn(syn)) if self.holder else None
+        queue = self._queue = SynQueue(_QUEUE, lambda syn: outgoing.on_syn(syn)) if self.holder else None
         outgoing = self.outgoing = Outgoing(self.link, self._group, queue, lambda arrival: reset(arrival.sock))
         if queue is not None:
             queue.open()

@@ -98,6 +98,7 @@ class World:
         self.hold = hold
         self.link = link
         self.hand = folder / "hand" if link == "handed" else None
+        self.slow_nft_s = 0
         self.agent: Agent | None = None
         self.key = asyncssh.generate_private_key("ssh-ed25519")
         self.config = BridgeConfig("abcdef", "docker/orders", "KEY", "ssh-ed25519 AAAA", "00" * 8, rules, loopback)
@@ -197,15 +198,19 @@ class World:
             self.host.until(door.Status, lambda status: status.link.handed)
 
     def _path(self) -> str:
-        """Where the real bridge is to find no packet queue, it gets an nft that knows no `queue`, and no iptables."""
-        if self.hold:
+        """Where the real bridge is to find no packet queue, it gets an nft that knows no `queue`, and no iptables.
+
+        Where `slow_nft_s` is set, an nft that takes so long over the table of redirects.
+        """
+        if self.hold and not self.slow_nft_s:
             return os.environ["PATH"]
         tools = self.folder / "tools"
         tools.mkdir(exist_ok=True)
-        script = f'rules=$(cat); case "$rules" in *"queue num"*) exit 1;; esac; printf "%s\\n" "$rules" | {shutil.which("nft")} "$@"'
+        case = f"*redirect*) sleep {self.slow_nft_s};;" if self.hold else '*"queue num"*) exit 1;;'
+        script = f'rules=$(cat); case "$rules" in {case} esac; printf "%s\\n" "$rules" | {shutil.which("nft")} "$@"'
         (tools / "nft").write_text(f"#!/bin/sh\nPATH={os.environ['PATH']}\n{script}\n")
         (tools / "nft").chmod(0o755)
-        return str(tools)
+        return f"{tools}:{os.environ['PATH']}" if self.hold else str(tools)
 
     def _await_door(self) -> None:
         assert self.bridge is not None

@@ -119,6 +119,19 @@ def test_A36_a_syn_that_the_dead_bridge_held_is_served_by_the_next(world) -> Non
             held.result(25)
 
 
+def test_A36_a_syn_that_comes_before_the_next_bridge_has_its_table_waits_for_it(world) -> None:
+    """The old table sends what is accepted to the dead bridge's port: it was refused there."""
+    world.kill_bridge()
+    world.slow_nft_s = 4  # the SYN is sent again after 1 s and after 3
+    waiting = world.ses.submit(world.ses.connect, "10.77.0.9", 7000)
+    try:
+        world.start()
+    finally:
+        world.slow_nft_s = 0
+    with waiting.result(20) as app:
+        assert app.recv(100) == b"cluster 10.77.0.3\n"
+
+
 def test_the_resolver_config_of_the_engine_is_kept_for_the_next_bridge(world) -> None:
     assert world.ready.engine_resolv_conf == "nameserver 172.30.0.1\n"
     world.kill_bridge()
