@@ -36,6 +36,7 @@ from bridge.adapters.resumable import ResumableServer, ResumableTransport
 from bridge.adapters.ssh.channel import Channel
 from bridge.adapters.ssh.messages import Messages
 from bridge.adapters.ssh.server import serve_ssh
+from bridge.adapters.unix_listener import listen_at
 from bridge.agent import inside
 from bridge.agent.asking import PORT, Asking
 from bridge.agent.datagrams import Associations
@@ -360,18 +361,11 @@ def _listener(listen: str) -> socket.socket:
 
 def _unix_listener(path: Path) -> socket.socket | None:
     """For carriers by exec. Without a writable folder there are none, and the other carriers do."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        sock.bind(str(path))
-        path.chmod(0o600)
-        sock.listen(_BACKLOG)
+        return listen_at(path, 0o600)
     except OSError as exc:
-        sock.close()
         log.warning("no carrier by exec: cannot listen at %s: %s", path, (exc.strerror or str(exc)).lower())
         return None
-    return sock
 
 
 def configure_log() -> None:

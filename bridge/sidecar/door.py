@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bridge.adapters.splicing import pump
+from bridge.adapters.unix_listener import listen_at
 from bridge.engine.accepting import Accepting
 from bridge.errors import RemoteProtocolError
 from bridge.model.fields import read_object
@@ -56,13 +57,8 @@ class Door:
 
     async def serve(self) -> None:
         """Listen until cancelled; each newcomer is told apart in a task of its own."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.unlink(missing_ok=True)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as listener:
-            listener.bind(str(self._path))
-            # The folder is the boundary: a tmpfs of root's, or the user's own 0700 folder on the host, where root here is someone else
-            self._path.chmod(0o666)
-            listener.listen(64)
+        # The folder is the boundary: a tmpfs of root's, or the user's own 0700 folder on the host, where root here is someone else
+        with listen_at(self._path, 0o666) as listener:
             async with asyncio.TaskGroup() as group:
                 accepting = Accepting(listener, lambda sock, _: group.create_task(self._greet(sock), name="door-greeting"))
                 accepting.start()

@@ -54,14 +54,28 @@ def test_the_bridge_holds_none_of_the_apps_connections_and_the_agent_has_both_en
     eventually(lambda: (_held(agent, bridge), _held(agent, agent)), until=lambda held: held == (0, others), limit_s=10)
 
 
-def test_the_link_being_cut_for_good_does_not_touch_what_is_handed(world) -> None:
-    """The carriers go by the host: a session without one has its flows all the same."""
+def test_A37_while_the_link_is_cut_what_is_handed_goes_on_and_new_connects_wait(world) -> None:
+    refuse = ("INPUT", "-p", "tcp", "--dport", str(world.agent.port), "-j", "REJECT", "--reject-with", "tcp-reset")
     with world.ses.connect("10.77.0.9", 7000) as app:
         assert app.recv(100) == b"cluster 10.77.0.3\n"
-        world.host.close()
+        world.host._dial = None
+        world.tgt.call("iptables", "-I", *refuse)
+        try:
+            status = world.host.until(door.Status, lambda status: status.link.state == "reconnecting")
+            assert not status.link.handed
+            waiting = world.ses.submit(world.ses.connect, "10.77.0.9", 7000)
+            for number in range(10):
+                app.sendall(b"%d" % number)
+                assert app.recv(100) == b"%d" % number
+            assert not waiting.done()
+        finally:
+            world.tgt.call("iptables", "-D", *refuse)
+            world.host._dial = world.agent.dial
+        with waiting.result(30) as later:
+            assert later.recv(100) == b"cluster 10.77.0.3\n"
+        world.host.until(door.Status, lambda status: status.link.handed)
         app.sendall(b"still here")
         assert app.recv(100) == b"still here"
-        world.take_over()
 
 
 def test_what_a_server_says_before_the_app_has_arrived_is_not_lost(world) -> None:

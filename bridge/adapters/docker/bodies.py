@@ -159,9 +159,8 @@ def app(wish: AppWish, image: Json | None, pause_name: str, volume: str, marks: 
     return body
 
 
-def agent(
-    image: str, target: str, public_key: str, ttl_s: int, listen: str, marks: Mapping[str, str], hand_volume: Json | None = None
-) -> Json:
+def agent(image: str, target: str, public_key: str, ttl_s: int, listen: str, marks: Mapping[str, str], hand: Json | None = None) -> Json:
+    """`hand`: the mount that it shares with a bridge of its engine (`hand_mount`)."""
     return {
         "Image": image,
         "Cmd": ["--listen", listen, "--key", public_key, "--ttl", str(ttl_s)],
@@ -173,7 +172,7 @@ def agent(
             "SecurityOpt": ["no-new-privileges"],
             "ReadonlyRootfs": True,
             "Tmpfs": {"/run/mbridge": "mode=0700,uid=65532,gid=65532,size=1m"},
-            "Mounts": [hand_volume] if hand_volume else [],
+            "Mounts": [hand] if hand else [],
             "LogConfig": _LOGS,
             "PidsLimit": 256,
         },

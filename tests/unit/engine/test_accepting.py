@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import resource
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from bridge.engine.accepting import AGAIN_S, Accepting
-
-
-@contextlib.contextmanager
-def no_descriptors() -> Iterator[None]:
-    """This process gets no new descriptor meanwhile; those that it has are as they were."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with socket.socket() as lowest:
-        free = lowest.fileno()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+from tests.unit.descriptors import no_descriptors
 
 
 class Accepted:

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import resource
-from collections.abc import Iterator
 
 import pytest
 
 from bridge.errors import KernelLacks
 from bridge.sidecar import networks
+from tests.unit.descriptors import no_descriptors
 
 
 @pytest.fixture(autouse=True)
@@ -35,19 +32,6 @@ class Said(logging.Handler):
             await self._said.wait()
         finally:
             self._logger.removeHandler(self)
-
-
-@contextlib.contextmanager
-def _no_descriptors() -> Iterator[None]:
-    """This process gets no new descriptor meanwhile."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest_free = os.dup(0)
-    os.close(lowest_free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_look_that_fails_is_done_again() -> None:
@@ -77,7 +61,7 @@ def test_without_a_descriptor_for_the_kernels_messages_it_is_tried_again_and_all
             looked.set()
 
         async with asyncio.timeout(5), asyncio.TaskGroup() as group:
-            with _no_descriptors():
+            with no_descriptors():
                 task = group.create_task(networks.follow(look), name="networks")
                 await Said(networks.log).something()
                 assert not looked.is_set()
